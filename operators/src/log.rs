@@ -1,0 +1,206 @@
+//! What every log is: topics of partitions of *frames*, each appended once, durable before it is
+//! acknowledged, read by offset and by time. The embedded log (`sources/log`) and Kafka are two
+//! implementations, held to the same tests.
+//!
+//! A frame is the unit of everything: of an append, of a CRC, of an offset, of a log time. It
+//! holds a batch of records (an Arrow IPC stream of up to [`FRAME_RECORDS_MAX`] events, or a JSON
+//! array of verdicts or of metadata).
+
+use crate::time::LogTime;
+use arrow_buffer::Buffer;
+
+/// The most records in a frame: a row number is 16 bits in the ledger.
+pub const FRAME_RECORDS_MAX: usize = 65_536;
+/// The most frames in a partition: an offset is 40 bits in the ledger.
+pub const OFFSET_MAX: u64 = (1 << 40) - 1;
+/// The most partitions of a topic: a partition is 8 bits in the ledger.
+pub const PARTITIONS_MAX: u16 = 256;
+
+/// Everything that the system knows came from one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Topic {
+    /// Events, partitioned by the hash of their id.
+    Events = 0,
+    /// Verdicts on events; one partition.
+    Verdicts = 1,
+    /// Campaigns, ads and publishers; one partition.
+    Metadata = 2,
+    /// Which offsets each epoch holds; one partition. The definition of every epoch.
+    Remap = 3,
+}
+
+impl Topic {
+    /// All of them.
+    pub const ALL: [Topic; 4] = [Topic::Events, Topic::Verdicts, Topic::Metadata, Topic::Remap];
+
+    /// As tools and files name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Topic::Events => "events",
+            Topic::Verdicts => "verdicts",
+            Topic::Metadata => "metadata",
+            Topic::Remap => "remap",
+        }
+    }
+}
+
+/// A batch of records as the log holds it.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// The partition of its topic.
+    pub partition: u16,
+    /// Its number in the partition, from 0, without gaps.
+    pub offset: u64,
+    /// When the log took it; never decreases within a partition.
+    pub log_time: LogTime,
+    /// The version of the payload's schema.
+    pub schema_version: u16,
+    /// How many records the payload holds.
+    pub records: u32,
+    /// The records; its memory is aligned to 64 bytes, so Arrow reads it in place.
+    pub payload: Buffer,
+}
+
+/// A batch of records to append.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Where to.
+    pub topic: Topic,
+    /// Which partition of it.
+    pub partition: u16,
+    /// The version of the payload's schema.
+    pub schema_version: u16,
+    /// How many records the payload holds.
+    pub records: u32,
+    /// The records.
+    pub payload: Buffer,
+}
+
+/// How far a partition is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// The offset after the last durable frame.
+    pub offset: u64,
+    /// Every frame at or after `offset` has, or will get, a log time of at least this. For a
+    /// partition with nothing under way that is the time of asking.
+    pub complete_to: LogTime,
+    /// Bytes of all durable frames that are still held, headers included.
+    pub bytes: u64,
+}
+
+/// Where an appended frame went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The offset that it got.
+    pub offset: u64,
+    /// The log time that it got.
+    pub log_time: LogTime,
+}
+
+/// Called once, from the log's own thread, when all frames of an append are durable or lost.
+pub type Done = Box<dyn FnOnce(Result<Vec<Appended>, LogError>) + Send>;
+
+/// Why a log cannot do what it was asked to. The variant says what the caller must do.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LogError {
+    /// Try again later: the queue is full.
+    #[error("the log has {waiting_bytes} bytes waiting to be written, its limit is {limit_bytes}")]
+    Busy {
+        /// Bytes waiting.
+        waiting_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// Nothing was taken and nothing will be until an operator acts (disk full, I/O error, closed).
+    #[error("the log cannot write: {reason}")]
+    Unavailable {
+        /// What happened.
+        reason: String,
+    },
+    /// The bytes on disk are not what was written. Never skipped over.
+    #[error("{file}, byte {at}: {reason}")]
+    Corrupt {
+        /// The file.
+        file: String,
+        /// Where in it.
+        at: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The frame is not there: below what is kept, or at or above the durable end.
+    #[error("{topic:?} partition {partition} holds offsets {first}..{end}, not {offset}")]
+    OutOfRange {
+        /// The topic.
+        topic: Topic,
+        /// The partition.
+        partition: u16,
+        /// What was asked for.
+        offset: u64,
+        /// The first offset held.
+        first: u64,
+        /// The offset after the last.
+        end: u64,
+    },
+    /// The append breaks a limit of the log; the message names it.
+    #[error("{reason}")]
+    Invalid {
+        /// Which limit, and the value.
+        reason: String,
+    },
+}
+
+/// Topics of partitions of frames.
+pub trait Log: Send + Sync + 'static {
+    /// How many partitions a topic has.
+    fn partitions(&self, topic: Topic) -> u16;
+
+    /// Takes frames, all or none into the queue. `done` is called when all of them are durable.
+    ///
+    /// # Errors
+    /// When nothing was taken; then `done` is dropped uncalled.
+    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError>;
+
+    /// How far each partition of a topic is durable.
+    fn ends(&self, topic: Topic) -> Vec<End>;
+
+    /// The first offset that a partition still holds.
+    fn first(&self, topic: Topic, partition: u16) -> u64;
+
+    /// Frames `from..to` of a partition, in order, as many as fit in `bytes_max` but at least one.
+    ///
+    /// # Errors
+    /// `OutOfRange` unless first ≤ from < to ≤ end; `Corrupt` when a frame is damaged.
+    fn read(
+        &self,
+        topic: Topic,
+        partition: u16,
+        from: u64,
+        to: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<Frame>, LogError>;
+
+    /// The first offset whose frame has a log time of at least `time`; the end if there is none.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError>;
+}
+
+/// Appends and waits. Not for async code.
+///
+/// # Errors
+/// As [`Log::append`], and what happened to the frames after they were taken.
+pub fn append_and_wait(log: &dyn Log, frames: Vec<Append>) -> Result<Vec<Appended>, LogError> {
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
+    log.append(
+        frames,
+        Box::new(move |result| {
+            // The receiver waits below; it cannot have gone.
+            drop(send.send(result));
+        }),
+    )?;
+    receive.recv().unwrap_or_else(|_| {
+        Err(LogError::Unavailable { reason: "the log closed before it answered".into() })
+    })
+}
