@@ -14,6 +14,8 @@ pub mod ledger;
 pub mod log;
 pub mod metrics;
 pub mod money;
+pub mod prefetch;
 pub mod problem;
+pub mod remap;
 pub mod symbols;
 pub mod time;

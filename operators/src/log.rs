@@ -87,6 +87,8 @@ pub struct End {
     pub complete_to: LogTime,
     /// Bytes of all durable frames that are still held, headers included.
     pub bytes: u64,
+    /// Records in all durable frames since the partition began, deleted ones included.
+    pub records: u64,
 }
 
 /// Where an appended frame went.
