@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod money;
 pub mod prefetch;
 pub mod problem;
+pub mod rollup;
 pub mod remap;
 pub mod symbols;
 pub mod time;
