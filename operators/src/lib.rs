@@ -6,7 +6,9 @@
 //! the log holds decides every result (promise P4 in ARCHITECTURE.md).
 
 pub mod access;
+pub mod accumulate;
 pub mod change;
+pub mod commit;
 pub mod event;
 pub mod feed;
 pub mod hash;
@@ -18,5 +20,6 @@ pub mod prefetch;
 pub mod problem;
 pub mod rollup;
 pub mod remap;
+pub mod sum;
 pub mod symbols;
 pub mod time;

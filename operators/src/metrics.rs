@@ -4,6 +4,7 @@
 //! [`Group`] is what the two-stage sums need of a group; [`Metrics`] is the one of the ad job.
 
 use crate::{event::EventType, money::Nanos};
+use serde::{Deserialize, Serialize};
 
 /// A commutative group of fixed-size elements, with a count of the records that were summed.
 ///
@@ -31,7 +32,7 @@ pub trait Group: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 's
 /// What an ad row sums. 40 bytes: with a 16-byte key and two words beside it a row is a cache line.
 ///
 /// The narrow counters hold 2,147,483,647 of their kind in one row of one bucket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(C)]
 pub struct Metrics {
     /// Valid impressions.
