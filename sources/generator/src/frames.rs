@@ -266,7 +266,7 @@ mod tests {
     fn event(n: u32) -> Event {
         let mut event =
             Event::new(EventType::Click, format!("e{n}"), i64::from(n), "cmp_1", "ad_1");
-        event.optional.country = (n % 2 == 0).then(|| "DE".to_owned());
+        event.optional.country = n.is_multiple_of(2).then(|| "DE".to_owned());
         event
     }
 

@@ -17,6 +17,8 @@
 //! | [`files`] | what `trueup generate` writes | |
 
 pub mod ads1;
+pub mod demo;
 pub mod event;
 pub mod frames;
 pub mod random;
+pub mod ysb;
