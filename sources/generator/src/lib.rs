@@ -17,6 +17,7 @@
 //! | [`files`] | what `trueup generate` writes | |
 
 pub mod ads1;
+pub mod chaos;
 pub mod demo;
 pub mod event;
 pub mod frames;
