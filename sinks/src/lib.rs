@@ -1,1 +1,21 @@
-//! Placeholder.
+//! Where results go. [`views`] holds every rollup's tables in memory as the workers deliver them,
+//! answers reads at one epoch over all tables, and computes the differences that subscribers get.
+//!
+//! The dataflow is generic in the key's width and in the group that is summed; who asks is not.
+//! [`tables::Tables`] is the door between them: what a table can be asked, with symbols and
+//! integers instead of type parameters.
+
+pub mod block;
+pub mod catalog;
+pub mod incidents;
+pub mod tables;
+pub mod views;
+
+pub use block::RowBlock;
+pub use catalog::{Catalog, View, ViewId, ViewKind};
+pub use incidents::ReadEvents;
+pub use tables::{
+    Filter, Follow, IncidentPage, Memory, Page, Place, ReadError, Slots, Start, Step, SumQuery,
+    Summed, Tables,
+};
+pub use views::{ViewSettings, Views};

@@ -1,0 +1,348 @@
+//! Views: every table of every rollup in memory, as the workers deliver their differences, read at
+//! one epoch.
+//!
+//! # Why it is hard
+//!
+//! Writing must cost next to nothing (a row is stored by the number that its worker gave it, under
+//! a lock that is taken once an epoch), and still every answer must be of *one* epoch over all
+//! tables and workers, although workers are at different epochs for moments and go on while a slow
+//! reader reads. Keeping each row's versions would double the memory and cost every write. So rows
+//! hold only the newest values, and recent commits, which carry the old values, are kept in a
+//! ring: a read at an epoch takes back what came after it (`shard`). The same ring answers
+//! `asOfEpoch` and gives subscribers the consolidated difference between any two epochs in it
+//! (`follow`): a live tick, a slow reader and a resume are one algorithm.
+//!
+//! # What a row of a view is
+//!
+//! Its bucket, dimensions, figures, version, and the *state* of its bucket, which is a column like
+//! any other: when the log-time frontier takes a bucket from provisional to settling, all its rows
+//! change, and subscribers see that. A row without records is not in the view. A bucket leaves the
+//! view [`ViewSettings::retention_us`] after it became final.
+//!
+//! # Limits
+//!
+//! Rows are bounded by each rollup's `rows_max` and the retention; the history by bytes and age;
+//! the lists of events by `incidents_max` each. A reader that is slower than the history gets
+//! [`ReadError::Gone`]; it never stops a worker for longer than it takes to copy 4,096 rows.
+
+mod digest;
+mod epochs;
+mod follow;
+mod history;
+mod postings;
+mod read;
+mod rows;
+mod shard;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    block::RowBlock,
+    catalog::{Catalog, View, ViewId, ViewKind},
+    incidents,
+    tables::{
+        Filter, Follow, IncidentKey, IncidentPage, Memory, Page, Place, ReadError, Start, SumQuery,
+        Summed, Tables,
+    },
+};
+use digest::Digests;
+use epochs::Epochs;
+use history::Past;
+use shard::Shard;
+use std::sync::Arc;
+use tokio::sync::watch;
+use trueup_operators::{
+    change::{Commit, Counts, Incident, Sink, TableId},
+    event::Fate,
+    feed::EpochTimes,
+    metrics::Group,
+    rollup::{self, RollupSpec},
+    symbols::Symbols,
+    time::{Bucket, BucketState, DAY_US, Epoch, Granularity, Lateness, MINUTE_US},
+};
+
+/// How much the views keep.
+#[derive(Clone, Debug)]
+pub struct ViewSettings {
+    /// How many workers deliver.
+    pub workers: usize,
+    /// The job's rollups; a table's rollup number is a place in this list.
+    pub rollups: Vec<RollupSpec>,
+    /// The spans that decide a bucket's state.
+    pub lateness: Lateness,
+    /// The most bytes that recent epochs may take, over all workers.
+    pub history_bytes_max: usize,
+    /// How far back recent epochs may reach, in log time.
+    pub history_us_max: i64,
+    /// How many events of each fate the lists keep.
+    pub incidents_max: usize,
+    /// How long, after it became final, a bucket stays: by minute, hour and day, in log time.
+    pub retention_us: [i64; 3],
+    /// Whether to hash every epoch, for comparing runs.
+    pub digests: bool,
+}
+
+impl ViewSettings {
+    /// The settings of a job that says no more than this.
+    pub fn new(workers: usize, rollups: Vec<RollupSpec>, lateness: Lateness) -> ViewSettings {
+        ViewSettings {
+            workers,
+            rollups,
+            lateness,
+            history_bytes_max: 256 << 20,
+            history_us_max: 10 * MINUTE_US,
+            incidents_max: 1_000_000,
+            retention_us: [3 * DAY_US, 35 * DAY_US, 400 * DAY_US],
+            digests: false,
+        }
+    }
+}
+
+/// All views of a job: what the workers fill and readers read.
+pub struct Views<const N: usize, M> {
+    settings: ViewSettings,
+    catalog: Catalog,
+    symbols: Arc<Symbols>,
+    epochs: Epochs,
+    shards: Vec<Shard<N, M>>,
+    digests: Option<Digests>,
+}
+
+impl<const N: usize, M> std::fmt::Debug for Views<N, M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let views = self.catalog.views().len();
+        write!(f, "Views {{ views: {views}, visible: {:?} }}", self.epochs.visible())
+    }
+}
+
+impl<const N: usize, M: Group> Views<N, M> {
+    /// Empty views.
+    pub fn new(settings: ViewSettings, symbols: Arc<Symbols>) -> Arc<Views<N, M>> {
+        Arc::new(Views {
+            catalog: Catalog::new(settings.rollups.clone(), M::COLUMNS),
+            symbols,
+            epochs: Epochs::new(settings.workers),
+            shards: (0..settings.workers).map(|_| Shard::new(&settings.rollups)).collect(),
+            digests: settings.digests.then(|| Digests::new(settings.workers)),
+            settings,
+        })
+    }
+
+    /// Tells the log times of the next epoch. Comes before any worker's commit of it; telling it
+    /// again changes nothing, so that every worker may.
+    pub fn announce(&self, times: EpochTimes) {
+        self.epochs.announce(times);
+    }
+
+    /// Nothing before this epoch is shown: while the state of a checkpoint comes in over several
+    /// epochs, nobody sees half of it.
+    pub fn show_from(&self, epoch: Epoch) {
+        self.epochs.show_from(epoch);
+    }
+
+    /// Puts back what a checkpoint holds of counts and listed events, before the first commit.
+    /// Events are in the order of their positions and count as older than any epoch.
+    pub fn restore(&self, counts: &Counts, listed: &[Incident]) {
+        let Some(shard) = self.shards.first() else { return };
+        let mut state = shard.0.write();
+        state.counts.add(counts);
+        let mut listed = listed.to_vec();
+        listed.sort_by_key(|i| i.position);
+        for incident in listed {
+            if let Some(list) = incidents::list_of(incident.fate) {
+                state.lists[list].push(0, incident);
+            }
+        }
+    }
+
+    /// Where one worker delivers.
+    ///
+    /// # Panics
+    /// When there are not so many workers in the settings.
+    pub fn shard(self: &Arc<Self>, worker: usize) -> ShardSink<N, M> {
+        assert!(worker < self.shards.len(), "worker {worker} of {}", self.shards.len());
+        ShardSink { views: Arc::clone(self), worker }
+    }
+
+    /// What may still happen to a bucket at an epoch; `None` when it has left the view.
+    fn state(&self, table: Granularity, bucket: Bucket, at: EpochTimes) -> Option<BucketState> {
+        let end = table.end(bucket);
+        let keep = self.settings.lateness.correction_horizon_us + self.retention_us(table);
+        if at.frontier.0 >= end.0.saturating_add(keep) {
+            return None;
+        }
+        Some(self.settings.lateness.state(end, at.frontier))
+    }
+
+    fn retention_us(&self, table: Granularity) -> i64 {
+        match table {
+            Granularity::Minute => self.settings.retention_us[0],
+            Granularity::Hour => self.settings.retention_us[1],
+            Granularity::Day => self.settings.retention_us[2],
+        }
+    }
+
+    fn dimensions(&self, table: TableId) -> usize {
+        self.catalog.dimensions(table).len()
+    }
+
+    fn view(&self, view: ViewId) -> &View {
+        &self.catalog.views()[usize::from(view.0)]
+    }
+
+    fn commit(&self, worker: usize, commit: Commit<N, M>) {
+        let (epoch, shard) = (commit.epoch, &self.shards[worker]);
+        if let Some(digests) = &self.digests {
+            digests.add(worker, &commit, &self.symbols);
+        }
+        let past = Arc::new(Past::new(commit));
+        let visible = self.epochs.visible();
+        let too_old = visible.and_then(|v| self.epochs.older_than(v, self.settings.history_us_max));
+        let bytes_max = self.settings.history_bytes_max / self.settings.workers;
+        let mut state = shard.0.write();
+        state.apply(&past);
+        let old_epochs = state.history.evict(visible, bytes_max, too_old);
+        let first = state.history.first().unwrap_or(epoch);
+        let mut old_rows = Vec::new();
+        if let Some(times) = self.epochs.from(first).filter(|t| t.epoch == first) {
+            for table in rollup::tables(&self.settings.rollups) {
+                let is_gone = |b| self.state(table.granularity, b, times).is_none();
+                old_rows.append(&mut state.drop_buckets(Catalog::slot(table), is_gone));
+            }
+        }
+        for list in &mut state.lists {
+            list.trim(first, self.settings.incidents_max);
+        }
+        drop(state);
+        self.epochs.commit(worker, epoch, first);
+        // Freed here, after readers were let in again.
+        drop((old_epochs, old_rows));
+    }
+}
+
+/// One worker's way in.
+#[derive(Debug)]
+pub struct ShardSink<const N: usize, M> {
+    views: Arc<Views<N, M>>,
+    worker: usize,
+}
+
+impl<const N: usize, M: Group> Sink<N, M> for ShardSink<N, M> {
+    fn commit(&mut self, commit: Commit<N, M>) {
+        self.views.commit(self.worker, commit);
+    }
+}
+
+impl<const N: usize, M: Group> Tables for Views<N, M> {
+    fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    fn symbols(&self) -> &Symbols {
+        &self.symbols
+    }
+
+    fn lateness(&self) -> Lateness {
+        self.settings.lateness
+    }
+
+    fn visible(&self) -> Option<EpochTimes> {
+        self.epochs.at(None).ok()
+    }
+
+    fn watch(&self) -> watch::Receiver<Option<Epoch>> {
+        self.epochs.watch()
+    }
+
+    fn first_epoch(&self) -> Option<Epoch> {
+        self.epochs.first_readable()
+    }
+
+    fn kept_from_us(&self, granularity: Granularity, at: EpochTimes) -> i64 {
+        let keep = self.settings.lateness.correction_horizon_us + self.retention_us(granularity);
+        let width = granularity.width_us();
+        // A bucket is kept while its end is after this.
+        (at.frontier.0.saturating_sub(keep)).div_euclid(width) * width
+    }
+
+    fn sum(&self, query: &SumQuery) -> Result<Summed, ReadError> {
+        read::sum(self, query)
+    }
+
+    fn page(
+        &self,
+        view: ViewId,
+        filter: &Filter,
+        epoch: Option<Epoch>,
+        from: Option<Place>,
+        rows_max: usize,
+    ) -> Result<Page, ReadError> {
+        let at = self.epochs.at(epoch)?;
+        match self.view(view).kind {
+            ViewKind::Table(table) => read::page(self, table, filter, at, from, rows_max),
+            ViewKind::Events(_) => Ok(Page { at, rows: RowBlock::default(), next: None }),
+        }
+    }
+
+    fn incidents(
+        &self,
+        fates: &[Fate],
+        epoch: Option<Epoch>,
+        before: Option<IncidentKey>,
+        rows_max: usize,
+    ) -> Result<IncidentPage, ReadError> {
+        read::incidents(self, fates, self.epochs.at(epoch)?, before, rows_max)
+    }
+
+    fn follow(
+        self: Arc<Self>,
+        view: ViewId,
+        filter: Filter,
+        start: Start,
+    ) -> Result<Box<dyn Follow>, ReadError> {
+        match self.view(view).kind {
+            ViewKind::Table(table) => {
+                Ok(Box::new(follow::TableFollower::new(self, table, filter, start)?))
+            }
+            ViewKind::Events(fates) => {
+                let fates = match filter.fate {
+                    Some(fate) => vec![fate],
+                    None => fates.to_vec(),
+                };
+                Ok(Box::new(follow::EventFollower::new(self, fates, start)?))
+            }
+        }
+    }
+
+    fn counts(&self) -> Result<(EpochTimes, Counts), ReadError> {
+        let at = self.epochs.at(None)?;
+        let mut counts = Counts::default();
+        for shard in &self.shards {
+            counts.add(&shard.0.read().counts_at(at.epoch)?);
+        }
+        Ok((at, counts))
+    }
+
+    fn row_counts(&self) -> Result<(EpochTimes, Vec<u64>), ReadError> {
+        read::row_counts(self)
+    }
+
+    fn memory(&self) -> Memory {
+        let mut memory = Memory::default();
+        for shard in &self.shards {
+            let state = shard.0.read();
+            for rows in state.tables.iter().flat_map(|t| t.values()) {
+                memory.rows += rows.len();
+                memory.rows_bytes += rows.rows_bytes();
+                memory.index_bytes += rows.postings().bytes();
+            }
+            memory.history_bytes += state.history.bytes();
+            memory.incidents_bytes += state.lists.iter().map(|l| l.bytes()).sum::<usize>();
+        }
+        memory
+    }
+
+    fn epoch_hash(&self, epoch: Epoch) -> Option<u64> {
+        self.digests.as_ref()?.get(epoch)
+    }
+}
