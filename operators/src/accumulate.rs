@@ -15,7 +15,7 @@
 //! # A full table
 //!
 //! A bucket of a rollup holds at most `rows_max` rows, divided over 64 *shares* by the stable hash
-//! of the key's texts. In the epoch in which a share overflows, its new keys of least (stable
+//! of the key's texts; a share belongs to one worker. In the epoch in which a share overflows, its new keys of least (stable
 //! hash, texts) still get a row; all others, then and later, are *folded*: their sums go to the row
 //! of their first dimension whose other dimensions read `(other)`, at the worker that owns that
 //! key. A share that once was full stays full while its bucket lives, and a key without a row in a
@@ -30,7 +30,7 @@ use crate::{
     metrics::Group,
     prefetch,
     rollup::{ROWS_MAX_MAX, RollupSpec},
-    sum::{Chunk, Exchanged, Stables, Sum, hash_key},
+    sum::{Chunk, Exchanged, SHARES, Stables, Sum, hash_key, share_of},
     symbols::{ABSENT, OTHER, Symbols},
     time::{Bucket, Epoch, Granularity, Lateness},
 };
@@ -441,17 +441,11 @@ struct Row<const N: usize, M> {
 
 const _: () = assert!(size_of::<Row<4, crate::metrics::Metrics>>() == 64);
 
-/// A bit of a `u64` each.
-const SHARES: usize = 64;
+// A bit of a `u64` each.
+const _: () = assert!(SHARES == 64);
 const PLACE_BITS: u32 = 26;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 const _: () = assert!(ROWS_MAX_MAX + (1 << 20) < PLACE_MASK);
-
-/// The share of a table that a key belongs to: the low bits of its stable hash (the owner is
-/// decided by the high ones).
-pub const fn share_of(stable_key: u64) -> usize {
-    (stable_key % SHARES as u64) as usize
-}
 
 /// The most rows of a share of a table with `rows_max` rows.
 pub const fn share_rows_max(rows_max: u32) -> u32 {

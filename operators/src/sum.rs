@@ -245,12 +245,7 @@ impl<C, const N: usize, M: Exchanged> Stage<C, N, M> {
     }
 
     /// Sends a table's sums to the owners of their keys and leaves it empty.
-    fn drain(
-        &mut self,
-        rollup: usize,
-        table: &mut Local<N, M>,
-        mut send: impl FnMut(Chunk<N, M>),
-    ) {
+    fn drain(&mut self, rollup: usize, table: &mut Local<N, M>, mut send: impl FnMut(Chunk<N, M>)) {
         let sums = table.take();
         if sums.is_empty() {
             return;
@@ -381,8 +376,8 @@ pub(crate) fn hash_key<const N: usize>(key: &Key<N>, minute: Bucket) -> u64 {
     let mut hash = minute.0 as u64;
     for pair in key.chunks(2) {
         let word = u64::from(pair[0]) | u64::from(*pair.get(1).unwrap_or(&0)) << 32;
-        let wide = u128::from(hash ^ word ^ 0x9E37_79B9_7F4A_7C15)
-            * u128::from(0xD6E8_FEB8_6659_FD93_u64);
+        let wide =
+            u128::from(hash ^ word ^ 0x9E37_79B9_7F4A_7C15) * u128::from(0xD6E8_FEB8_6659_FD93_u64);
         hash = (wide as u64) ^ (wide >> 64) as u64;
     }
     hash
@@ -413,8 +408,18 @@ impl Stables {
     /// The worker that owns a key.
     #[inline]
     pub(crate) fn owner<const N: usize>(&self, key: &Key<N>, peers: u32) -> u32 {
-        (((self.of_key(key) >> 32) * u64::from(peers)) >> 32) as u32
+        share_of(self.of_key(key)) as u32 % peers
     }
+}
+
+/// Keys are divided into this many shares; a worker owns whole ones. More workers than this have
+/// no keys to own.
+pub const SHARES: usize = 64;
+
+/// The share that a key belongs to, by its [`stable_key`].
+#[inline]
+pub const fn share_of(stable_key: u64) -> usize {
+    (stable_key % SHARES as u64) as usize
 }
 
 /// The stable hash of a key, from the stable hashes ([`hash::stable`]) of its texts in order.
