@@ -1,0 +1,434 @@
+//! The events of one body that go to one partition, as columns under construction, and their end
+//! as the payload of a frame: an Arrow IPC stream of one record batch.
+//!
+//! Row by row only what an event has is written: a column that a row has nothing for is filled up
+//! (with nulls, or with the default that readers assume) when the next value comes, and a column
+//! that no row has a value for is left out of the schema. All memory is kept for the next body.
+
+use crate::{
+    check::{Checked, dictionary_hash},
+    consent,
+    dictionary::{Dictionary, Nulls, strings},
+    fields::{
+        CONSENT, DICT_ADVERTISER, DICT_CAMPAIGN, DICT_CONSENT, DICT_CONSENT_STATE,
+        DICT_INVALID_REASON, DICTS, FIELDS, Field, FieldSet, HASH_IMPRESSION, HASHES, Store,
+        TEXT_EVENT_ID, TEXT_EXTRA, TEXTS,
+    },
+    scan::Value,
+    sent::Sent,
+};
+use arrow_array::{
+    ArrayRef, FixedSizeBinaryArray, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt8Array,
+    UInt16Array, UInt64Array,
+};
+use arrow_buffer::{Buffer, NullBuffer, ScalarBuffer};
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{ArrowError, Field as Column, Schema};
+use std::sync::Arc;
+use trueup_operators::{
+    event::{SCHEMA_VERSION, columns},
+    hash::{Domain, HashKey, IdHash},
+    money::PriceBasis,
+};
+
+/// Fields that are stored in a column of their own, by number.
+const STORED: FieldSet = {
+    let mut set = 0;
+    let mut number = 0;
+    while number < FIELDS.len() {
+        if !matches!(FIELDS[number].store, Store::Row) {
+            set |= 1 << number;
+        }
+        number += 1;
+    }
+    set
+};
+
+/// What a campaign's metadata says, for events that do not name their advertiser.
+pub(crate) trait Advertisers {
+    /// The advertiser of a campaign.
+    fn advertiser_of(&self, campaign: &[u8]) -> Option<Arc<str>>;
+}
+
+/// What the columns need besides the event.
+pub(crate) struct Context<'a> {
+    pub(crate) key: HashKey,
+    pub(crate) advertisers: &'a dyn Advertisers,
+    /// Hashes of the event's texts, by field.
+    pub(crate) hashes: &'a [u64; crate::fields::COUNT],
+    /// Why the collector takes the event as invalid.
+    pub(crate) invalid_reason: Option<&'static str>,
+}
+
+/// Columns of one partition.
+#[derive(Default)]
+pub(crate) struct Batch {
+    rows: usize,
+    id_hashes: Vec<u8>,
+    payload_hashes: Vec<u64>,
+    event_types: Vec<u8>,
+    occurred_us: Vec<i64>,
+    received_us: Vec<i64>,
+    prices: Padded<i64>,
+    bases: Padded<u8>,
+    versions: Padded<u16>,
+    values: Padded<i64>,
+    value_nulls: Nulls,
+    dicts: [Dictionary; DICTS.len()],
+    texts: [Text; TEXTS.len()],
+    hashes: [Hashes; HASHES.len()],
+    /// By key of the campaign dictionary: the key of its advertiser.
+    advertisers: Vec<AdvertiserOf>,
+    /// JSON being written for one row.
+    json: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+enum AdvertiserOf {
+    NotAsked,
+    Nobody,
+    Key(u16),
+}
+
+/// A column of numbers that is filled up with a default.
+#[derive(Default)]
+struct Padded<T>(Vec<T>);
+
+impl<T: Copy> Padded<T> {
+    fn push(&mut self, row: usize, value: T, default: T) {
+        self.0.resize(row, default);
+        self.0.push(value);
+    }
+}
+
+#[derive(Default)]
+struct Text {
+    ends: Vec<u32>,
+    bytes: Vec<u8>,
+    nulls: Nulls,
+}
+
+impl Text {
+    #[inline(always)]
+    fn push(&mut self, row: usize, text: &[u8]) {
+        if self.ends.len() < row {
+            self.gap(row);
+        }
+        self.bytes.extend_from_slice(text);
+        self.ends.push(self.bytes.len() as u32);
+    }
+
+    fn gap(&mut self, rows: usize) {
+        self.nulls.gap(self.ends.len(), rows);
+        self.ends.resize(rows, self.bytes.len() as u32);
+    }
+
+    fn finish(&mut self, rows: usize) -> Result<ArrayRef, ArrowError> {
+        if self.ends.len() < rows {
+            self.gap(rows);
+        }
+        Ok(Arc::new(strings(&self.ends, &self.bytes, self.nulls.finish(rows))?))
+    }
+
+    fn clear(&mut self) {
+        self.ends.clear();
+        self.bytes.clear();
+        self.nulls.clear();
+    }
+}
+
+#[derive(Default)]
+struct Hashes {
+    bytes: Vec<u8>,
+    nulls: Nulls,
+}
+
+impl Hashes {
+    fn push(&mut self, row: usize, hash: IdHash) {
+        if self.bytes.len() < row * 16 {
+            self.gap(row);
+        }
+        self.bytes.extend_from_slice(&hash);
+    }
+
+    fn gap(&mut self, rows: usize) {
+        self.nulls.gap(self.bytes.len() / 16, rows);
+        self.bytes.resize(rows * 16, 0);
+    }
+
+    fn finish(&mut self, rows: usize) -> Result<ArrayRef, ArrowError> {
+        if self.bytes.len() < rows * 16 {
+            self.gap(rows);
+        }
+        hash_array(&self.bytes, self.nulls.finish(rows))
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.nulls.clear();
+    }
+}
+
+fn hash_array(bytes: &[u8], nulls: Option<NullBuffer>) -> Result<ArrayRef, ArrowError> {
+    let array = FixedSizeBinaryArray::try_new(16, Buffer::from_slice_ref(bytes), nulls)?;
+    Ok(Arc::new(array))
+}
+
+impl Batch {
+    /// How many events it holds.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Empties it, keeping its memory.
+    pub(crate) fn clear(&mut self) {
+        self.rows = 0;
+        self.id_hashes.clear();
+        self.payload_hashes.clear();
+        self.event_types.clear();
+        self.occurred_us.clear();
+        self.received_us.clear();
+        self.prices.0.clear();
+        self.bases.0.clear();
+        self.versions.0.clear();
+        self.values.0.clear();
+        self.value_nulls.clear();
+        self.dicts.iter_mut().for_each(Dictionary::clear);
+        self.texts.iter_mut().for_each(Text::clear);
+        self.hashes.iter_mut().for_each(Hashes::clear);
+        self.advertisers.clear();
+    }
+
+    /// Adds an event that passed the checks.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, sent: &Sent<'_>, checked: &Checked, context: &Context<'_>) {
+        let row = self.rows;
+        self.id_hashes.extend_from_slice(&checked.id_hash);
+        self.payload_hashes.push(checked.payload_hash);
+        self.event_types.push(checked.event_type as u8);
+        self.occurred_us.push(checked.occurred_us);
+        self.received_us.push(checked.received_us);
+        self.push_numbers(row, checked);
+        let mut left = sent.present & STORED;
+        while left != 0 {
+            let number = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let Value::Text(text) = sent.values[number] else { continue };
+            match FIELDS[number].store {
+                Store::Dict(column) => {
+                    self.dicts[column].push(row, text, context.hashes[number]);
+                }
+                Store::Text(column) => self.texts[column].push(row, text),
+                Store::Hash(column) => {
+                    self.hashes[column].push(row, context.key.hash(domain(column), text));
+                }
+                Store::Row => {}
+            }
+        }
+        const RARE: FieldSet = CONSENT | Field::ImpressionId.bit();
+        let named = sent.has(Field::AdvertiserId);
+        if sent.present & RARE != 0 || !sent.extras.is_empty() || context.invalid_reason.is_some() {
+            self.push_rare(row, sent, context);
+        }
+        if !named {
+            self.push_advertiser(row, sent, context);
+        }
+        self.rows = row + 1;
+    }
+
+    #[inline(always)]
+    fn push_numbers(&mut self, row: usize, checked: &Checked) {
+        if checked.price_micros != 0 {
+            self.prices.push(row, checked.price_micros, 0);
+        }
+        if checked.price_basis != PriceBasis::Cpc {
+            self.bases.push(row, checked.price_basis as u8, 0);
+        }
+        if checked.schema_version != SCHEMA_VERSION {
+            self.versions.push(row, checked.schema_version, SCHEMA_VERSION);
+        }
+        if let Some(value) = checked.value_micros {
+            if self.values.0.len() < row {
+                self.value_nulls.gap(self.values.0.len(), row);
+            }
+            self.values.push(row, value, 0);
+        }
+    }
+
+    #[inline(never)]
+    fn push_rare(&mut self, row: usize, sent: &Sent<'_>, context: &Context<'_>) {
+        if let Some(id) = sent.text(Field::ImpressionId) {
+            let hash = context.key.hash(Domain::Impression, id);
+            self.hashes[HASH_IMPRESSION].push(row, hash);
+        }
+        if let Some(state) = consent::derive(sent) {
+            self.json.clear();
+            consent::write(sent, &mut self.json);
+            let hash = dictionary_hash(&self.json);
+            self.dicts[DICT_CONSENT].push(row, &self.json, hash);
+            self.push_word(row, DICT_CONSENT_STATE, state.name());
+        }
+        if let Some(reason) = context.invalid_reason {
+            self.push_word(row, DICT_INVALID_REASON, reason);
+        }
+        if !sent.extras.is_empty() {
+            self.json.clear();
+            self.json.push(b'{');
+            for (number, extra) in sent.extras.iter().enumerate() {
+                if number > 0 {
+                    self.json.push(b',');
+                }
+                consent::write_string(extra.name, &mut self.json);
+                self.json.push(b':');
+                consent::write_value(&extra.value, &mut self.json);
+            }
+            self.json.push(b'}');
+            self.texts[TEXT_EXTRA].push(row, &self.json);
+        }
+    }
+
+    fn push_word(&mut self, row: usize, column: usize, word: &str) {
+        self.dicts[column].push(row, word.as_bytes(), dictionary_hash(word.as_bytes()));
+    }
+
+    /// Fills in the advertiser from the campaign's metadata, asked once per campaign and batch.
+    #[inline(always)]
+    fn push_advertiser(&mut self, row: usize, sent: &Sent<'_>, context: &Context<'_>) {
+        let campaign = usize::from(self.dicts[DICT_CAMPAIGN].last_key());
+        if self.advertisers.len() <= campaign {
+            self.advertisers.resize(campaign + 1, AdvertiserOf::NotAsked);
+        }
+        if let AdvertiserOf::NotAsked = self.advertisers[campaign] {
+            self.ask_advertiser(campaign, sent, context);
+        }
+        if let AdvertiserOf::Key(key) = self.advertisers[campaign] {
+            self.dicts[DICT_ADVERTISER].push_key(row, key);
+        }
+    }
+
+    #[inline(never)]
+    fn ask_advertiser(&mut self, campaign: usize, sent: &Sent<'_>, context: &Context<'_>) {
+        let advertiser =
+            sent.text(Field::CampaignId).and_then(|id| context.advertisers.advertiser_of(id));
+        self.advertisers[campaign] = match advertiser {
+            None => AdvertiserOf::Nobody,
+            Some(id) => {
+                let hash = trueup_operators::hash::stable(id.as_bytes());
+                AdvertiserOf::Key(self.dicts[DICT_ADVERTISER].find(id.as_bytes(), hash))
+            }
+        };
+    }
+
+    /// The payload of a frame with all rows.
+    ///
+    /// # Errors
+    /// When Arrow finds a column unsound, which would be an error here.
+    pub(crate) fn finish(&mut self) -> Result<Buffer, ArrowError> {
+        let batch = self.record_batch()?;
+        let bytes_about = self.texts[TEXT_EVENT_ID].bytes.len() + self.rows * 96 + 8192;
+        let mut writer =
+            StreamWriter::try_new(Vec::with_capacity(bytes_about), batch.schema_ref())?;
+        writer.write(&batch)?;
+        writer.finish()?;
+        Ok(Buffer::from_vec(writer.into_inner()?))
+    }
+
+    fn record_batch(&mut self) -> Result<RecordBatch, ArrowError> {
+        let rows = self.rows;
+        let mut table = Table::default();
+        table.required(columns::ID_HASH, hash_array(&self.id_hashes, None)?);
+        table.required(
+            columns::PAYLOAD_HASH,
+            Arc::new(UInt64Array::new(numbers(&self.payload_hashes), None)),
+        );
+        table.required(TEXTS[TEXT_EVENT_ID], self.texts[TEXT_EVENT_ID].finish(rows)?);
+        table.required(
+            columns::EVENT_TYPE,
+            Arc::new(UInt8Array::new(numbers(&self.event_types), None)),
+        );
+        table.required(columns::OCCURRED_AT, times(&self.occurred_us));
+        table.required(columns::RECEIVED_AT, times(&self.received_us));
+        for (number, name) in DICTS.iter().enumerate() {
+            let column = &mut self.dicts[number];
+            if number < 2 {
+                table.required(name, Arc::new(column.finish(rows)?));
+            } else if !column.is_empty() {
+                table.optional(name, Arc::new(column.finish(rows)?));
+            }
+        }
+        self.numbers_into(&mut table, rows);
+        for (number, name) in TEXTS.iter().enumerate().filter(|t| t.0 != TEXT_EVENT_ID) {
+            if !self.texts[number].ends.is_empty() {
+                table.optional(name, self.texts[number].finish(rows)?);
+            }
+        }
+        for (number, name) in HASHES.iter().enumerate() {
+            if !self.hashes[number].bytes.is_empty() {
+                table.optional(name, self.hashes[number].finish(rows)?);
+            }
+        }
+        RecordBatch::try_new(Arc::new(Schema::new(table.schema)), table.arrays)
+    }
+
+    fn numbers_into(&mut self, table: &mut Table, rows: usize) {
+        if !self.prices.0.is_empty() {
+            self.prices.0.resize(rows, 0);
+            let array = Int64Array::new(numbers(&self.prices.0), None);
+            table.required(columns::PRICE_MICROS, Arc::new(array));
+        }
+        if !self.bases.0.is_empty() {
+            self.bases.0.resize(rows, 0);
+            let array = UInt8Array::new(numbers(&self.bases.0), None);
+            table.required(columns::PRICE_BASIS, Arc::new(array));
+        }
+        if !self.values.0.is_empty() {
+            if self.values.0.len() < rows {
+                self.value_nulls.gap(self.values.0.len(), rows);
+                self.values.0.resize(rows, 0);
+            }
+            let nulls = self.value_nulls.finish(rows);
+            let array = Int64Array::new(numbers(&self.values.0), nulls);
+            table.optional(columns::VALUE_MICROS, Arc::new(array));
+        }
+        if !self.versions.0.is_empty() {
+            self.versions.0.resize(rows, SCHEMA_VERSION);
+            let array = UInt16Array::new(numbers(&self.versions.0), None);
+            table.required(columns::SCHEMA_VERSION, Arc::new(array));
+        }
+    }
+}
+
+const fn domain(hash_column: usize) -> Domain {
+    match hash_column {
+        crate::fields::HASH_USER => Domain::User,
+        crate::fields::HASH_IP => Domain::Ip,
+        _ => Domain::Impression,
+    }
+}
+
+fn numbers<T: arrow_buffer::ArrowNativeType>(values: &[T]) -> ScalarBuffer<T> {
+    ScalarBuffer::from(Buffer::from_slice_ref(values))
+}
+
+fn times(us: &[i64]) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::new(numbers(us), None).with_timezone("UTC"))
+}
+
+/// Columns that were put together.
+#[derive(Default)]
+struct Table {
+    schema: Vec<Column>,
+    arrays: Vec<ArrayRef>,
+}
+
+impl Table {
+    fn required(&mut self, name: &str, array: ArrayRef) {
+        self.schema.push(Column::new(name, array.data_type().clone(), false));
+        self.arrays.push(array);
+    }
+
+    fn optional(&mut self, name: &str, array: ArrayRef) {
+        self.schema.push(Column::new(name, array.data_type().clone(), true));
+        self.arrays.push(array);
+    }
+}

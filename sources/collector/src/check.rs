@@ -1,0 +1,255 @@
+//! Checks an event against the rules of the contract and computes what the log stores of it that
+//! was not sent: the keyed hash of its id, the payload hash, the derived times.
+//!
+//! The checks never change a value: what passes is stored as it was sent. The first fault found
+//! is the one that is named; required fields come first, then the fields in the order of the table.
+
+use crate::{
+    fault::{Fault, OCCURRED_US_MAX, OCCURRED_US_MIN},
+    fields::{ALL, COUNT, FIELDS, Field, REQUIRED, Rule, tag_of},
+    instant::Instants,
+    payload,
+    scan::Value,
+    sent::Sent,
+};
+use bumpalo::Bump;
+use trueup_operators::{
+    event::{EventType, SCHEMA_VERSION},
+    hash::{Domain, HashKey, IdHash, mix, stable},
+    money::PriceBasis,
+};
+
+/// What the events of one body are checked against.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    /// The collector's clock, µs.
+    pub(crate) now_us: i64,
+    /// How far ahead of it an event may claim to be.
+    pub(crate) future_skew_us_max: i64,
+    /// The only publishers allowed. Empty: any.
+    pub(crate) publishers: &'a [String],
+}
+
+/// What a checked event adds to the values that it was sent with.
+pub(crate) struct Checked {
+    pub(crate) id_hash: IdHash,
+    pub(crate) payload_hash: u64,
+    pub(crate) event_type: EventType,
+    pub(crate) occurred_us: i64,
+    pub(crate) received_us: i64,
+    pub(crate) price_micros: i64,
+    pub(crate) price_basis: PriceBasis,
+    pub(crate) value_micros: Option<i64>,
+    pub(crate) schema_version: u16,
+}
+
+/// Checks events; keeps what helps from one to the next.
+pub(crate) struct Checker {
+    key: HashKey,
+    tags: [u64; COUNT],
+    instants: Instants,
+    /// Hashes of the texts of the event that was checked last, by field: also what the
+    /// dictionaries find them by.
+    pub(crate) hashes: [u64; COUNT],
+}
+
+impl Checker {
+    pub(crate) fn new(key: HashKey) -> Checker {
+        Checker {
+            key,
+            tags: crate::fields::tags(),
+            instants: Instants::default(),
+            hashes: [0; COUNT],
+        }
+    }
+
+    /// Checks an event that was read.
+    pub(crate) fn check<'a>(
+        &mut self,
+        sent: &Sent<'a>,
+        terms: &Terms<'_>,
+        arena: &Bump,
+    ) -> Result<Checked, Fault<'a>> {
+        if let Some(fault) = sent.fault {
+            return Err(fault);
+        }
+        let missing = REQUIRED & !sent.present;
+        if missing != 0 {
+            return Err(Fault::Missing(ALL[missing.trailing_zeros() as usize]));
+        }
+        let mut checked = Checked {
+            id_hash: [0; 16],
+            payload_hash: 0,
+            event_type: EventType::Impression,
+            occurred_us: 0,
+            received_us: terms.now_us,
+            price_micros: 0,
+            price_basis: PriceBasis::Cpc,
+            value_micros: None,
+            schema_version: SCHEMA_VERSION,
+        };
+        let mut left = sent.present;
+        while left != 0 {
+            let number = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let share = self.field(ALL[number], sent.values[number], &mut checked, terms, arena)?;
+            checked.payload_hash = checked.payload_hash.wrapping_add(share);
+        }
+        for extra in &sent.extras {
+            let share = payload::of_value(tag_of(extra.name), &extra.value, arena);
+            checked.payload_hash = checked.payload_hash.wrapping_add(share);
+        }
+        check_publisher(sent, terms)?;
+        if let Some(Value::Text(id)) = sent.get(Field::EventId) {
+            checked.id_hash = self.key.hash(Domain::Event, id);
+        }
+        Ok(checked)
+    }
+
+    /// Checks one field; returns what it adds to the payload hash.
+    #[inline(always)]
+    fn field<'a>(
+        &mut self,
+        field: Field,
+        value: Value<'a>,
+        checked: &mut Checked,
+        terms: &Terms<'_>,
+        arena: &Bump,
+    ) -> Result<u64, Fault<'a>> {
+        let tag = self.tags[field as usize];
+        match (FIELDS[field as usize].rule, value) {
+            (Rule::Text(bytes_max), Value::Text(text)) => {
+                if text.len().wrapping_sub(1) >= bytes_max {
+                    return Err(bad_length(field, text, bytes_max));
+                }
+                match field {
+                    Field::EventType => checked.event_type = event_type(text)?,
+                    Field::PriceBasis => checked.price_basis = price_basis(text)?,
+                    Field::Country => check_country(text)?,
+                    _ => {}
+                }
+                let hash = stable(text);
+                self.hashes[field as usize] = hash;
+                Ok(payload::of_text(tag, hash))
+            }
+            (Rule::Time, _) => self.time(field, value, checked, terms),
+            (Rule::Integer(min, max), _) => integer(field, value, min, max, checked)
+                .map(|integer| payload::of_integer(tag, integer)),
+            (Rule::Consent(bytes_max), _) => {
+                let bytes = match value {
+                    Value::Text(text) | Value::Number(text) | Value::Raw(text) => text.len(),
+                    _ => 0,
+                };
+                if bytes > bytes_max {
+                    return Err(Fault::TooLong { field, bytes, bytes_max });
+                }
+                Ok(payload::of_value(tag, &value, arena))
+            }
+            (Rule::Text(_), _) => Err(Fault::WrongType { field, value }),
+        }
+    }
+
+    fn time<'a>(
+        &mut self,
+        field: Field,
+        value: Value<'a>,
+        checked: &mut Checked,
+        terms: &Terms<'_>,
+    ) -> Result<u64, Fault<'a>> {
+        let us = match value {
+            Value::Micros(us) => us,
+            Value::Text(b"") => return Err(Fault::Empty(field)),
+            Value::Text(text) => self.instants.read(text).ok_or(Fault::BadTime { field, text })?,
+            _ => return Err(Fault::WrongType { field, value }),
+        };
+        if !(OCCURRED_US_MIN..OCCURRED_US_MAX).contains(&us) {
+            return Err(Fault::TimeOutOfRange { field, us });
+        }
+        if field == Field::ReceivedAt {
+            checked.received_us = us;
+            return Ok(0);
+        }
+        if us > terms.now_us.saturating_add(terms.future_skew_us_max) {
+            return Err(Fault::InTheFuture { us, ahead_us_max: terms.future_skew_us_max });
+        }
+        checked.occurred_us = us;
+        Ok(payload::of_micros(self.tags[field as usize], us))
+    }
+}
+
+#[cold]
+fn bad_length(field: Field, text: &[u8], bytes_max: usize) -> Fault<'static> {
+    if text.is_empty() {
+        Fault::Empty(field)
+    } else {
+        Fault::TooLong { field, bytes: text.len(), bytes_max }
+    }
+}
+
+fn event_type(text: &[u8]) -> Result<EventType, Fault<'_>> {
+    match text {
+        b"impression" => Ok(EventType::Impression),
+        b"click" => Ok(EventType::Click),
+        b"conversion" => Ok(EventType::Conversion),
+        _ => Err(Fault::UnknownEventType(text)),
+    }
+}
+
+fn price_basis(text: &[u8]) -> Result<PriceBasis, Fault<'_>> {
+    match text {
+        b"cpc" => Ok(PriceBasis::Cpc),
+        b"cpm" => Ok(PriceBasis::Cpm),
+        b"cpa" => Ok(PriceBasis::Cpa),
+        _ => Err(Fault::UnknownBasis(text)),
+    }
+}
+
+fn check_country(text: &[u8]) -> Result<(), Fault<'_>> {
+    match text {
+        [b'A'..=b'Z', b'A'..=b'Z'] => Ok(()),
+        _ => Err(Fault::BadCountry(text)),
+    }
+}
+
+fn integer<'a>(
+    field: Field,
+    value: Value<'a>,
+    min: i64,
+    max: i64,
+    checked: &mut Checked,
+) -> Result<i64, Fault<'a>> {
+    let integer = match value {
+        Value::Integer(integer) => integer,
+        // More than 18 digits, and no bound is that high.
+        Value::Number(written) if written.iter().all(|b| b.is_ascii_digit() || *b == b'-') => {
+            return Err(Fault::OutOfRange { field, value });
+        }
+        Value::Number(_) => return Err(Fault::NotAnInteger { field, value }),
+        _ => return Err(Fault::WrongType { field, value }),
+    };
+    if !(min..=max).contains(&integer) {
+        return Err(Fault::OutOfRange { field, value });
+    }
+    match field {
+        Field::PriceMicros => checked.price_micros = integer,
+        Field::ValueMicros => checked.value_micros = Some(integer),
+        _ => checked.schema_version = integer as u16,
+    }
+    Ok(integer)
+}
+
+fn check_publisher<'a>(sent: &Sent<'a>, terms: &Terms<'_>) -> Result<(), Fault<'a>> {
+    if terms.publishers.is_empty() {
+        return Ok(());
+    }
+    let id = sent.text(Field::PublisherId);
+    match id {
+        Some(id) if terms.publishers.iter().any(|p| p.as_bytes() == id) => Ok(()),
+        _ => Err(Fault::WrongPublisher(id)),
+    }
+}
+
+/// A dictionary hash for a text that is no field of the event.
+pub(crate) fn dictionary_hash(text: &[u8]) -> u64 {
+    mix(stable(text), 0)
+}

@@ -1,0 +1,410 @@
+//! The decoder: a body in, one frame per partition out, in one pass.
+//!
+//! Every event is scanned into borrowed slices ([`Sent`]), checked, and appended to the columns of
+//! its partition, which only the hash of its id decides. An event that breaks a rule is an error of
+//! that event; a body that is no JSON of the expected shape is a problem of the whole body, and
+//! then nothing of it is taken, because where one event ends and the next begins is not known.
+//!
+//! A decoder keeps its memory from body to body. It is for one thread at a time.
+
+use crate::{
+    arrow_body,
+    batch::{Advertisers, Batch, Context},
+    check::{Checker, Terms},
+    fault::{EventError, Fault, shown},
+    fields::Field,
+    scan::{Memo, Scanner, Syntax},
+    sent::{Sent, read},
+};
+use bumpalo::Bump;
+use std::sync::Arc;
+use trueup_operators::{
+    event::SCHEMA_VERSION,
+    hash::{HashKey, partition},
+    log::{Append, Topic},
+    problem::Problem,
+};
+
+/// How many bad events an answer names.
+pub(crate) const ERRORS_LISTED_MAX: usize = 100;
+
+/// What a body is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `{"events":[…]}`
+    Json,
+    /// One event a line.
+    Lines,
+    /// An Arrow IPC stream.
+    Arrow,
+}
+
+/// What a body of events is checked against.
+pub struct Rules<'a> {
+    /// The clock, µs since 1970.
+    pub now_us: i64,
+    /// How far ahead of it an event may claim to be.
+    pub future_skew_us_max: i64,
+    /// The most events of one body.
+    pub events_max: usize,
+    /// The only publishers allowed. Empty: any.
+    pub publishers: &'a [String],
+    /// The advertiser of a campaign, for events that do not say.
+    pub advertiser_of: &'a dyn Fn(&str) -> Option<Arc<str>>,
+}
+
+/// What became of a body.
+#[derive(Debug, Default)]
+pub struct Decoded {
+    /// One frame for each partition that got events.
+    pub frames: Vec<Append>,
+    /// Events in the frames.
+    pub accepted: usize,
+    /// Events that broke a rule.
+    pub rejected: usize,
+    /// The first of them.
+    pub errors: Vec<EventError>,
+    /// Rejected events by code.
+    pub reasons: Vec<(&'static str, usize)>,
+}
+
+/// Decodes bodies.
+pub struct Decoder {
+    key: HashKey,
+    checker: Checker,
+    memo: Memo,
+    arena: Bump,
+    batches: Vec<Batch>,
+}
+
+impl Decoder {
+    /// For a log with so many partitions of events.
+    pub fn new(key: HashKey, partitions: u16) -> Decoder {
+        Decoder {
+            key,
+            checker: Checker::new(key),
+            memo: Memo::default(),
+            arena: Bump::new(),
+            batches: (0..partitions.max(1)).map(|_| Batch::default()).collect(),
+        }
+    }
+
+    /// Decodes a body.
+    ///
+    /// # Errors
+    /// When the body as a whole is not of the format's shape, is empty or holds too many events.
+    pub fn decode(
+        &mut self,
+        body: &[u8],
+        format: Format,
+        rules: &Rules<'_>,
+    ) -> Result<Decoded, Problem> {
+        self.batches.iter_mut().for_each(Batch::clear);
+        self.arena.reset();
+        let mut intake = Intake {
+            key: self.key,
+            checker: &mut self.checker,
+            batches: &mut self.batches,
+            terms: Terms {
+                now_us: rules.now_us,
+                future_skew_us_max: rules.future_skew_us_max,
+                publishers: rules.publishers,
+            },
+            events_max: rules.events_max,
+            advertisers: &Lookup(rules.advertiser_of),
+            arena: &self.arena,
+            invalid_reason: None,
+            out: Decoded::default(),
+        };
+        match format {
+            Format::Json => json(&mut intake, utf8(body)?, &mut self.memo)?,
+            Format::Lines => lines(&mut intake, utf8(body)?, &mut self.memo)?,
+            Format::Arrow => arrow_body::read(&mut intake, body)?,
+        }
+        let mut decoded = intake.out;
+        if decoded.accepted + decoded.rejected == 0 {
+            return Err(Problem::new(
+                400,
+                "empty_batch",
+                "the body holds no event",
+                "the body was read to its end and holds no event",
+                "send at least one event",
+            ));
+        }
+        decoded.frames = frames(&mut self.batches)?;
+        Ok(decoded)
+    }
+
+    /// Puts single events, each with the reason why it is invalid if it is, into frames.
+    pub(crate) fn decode_each<'e>(
+        &mut self,
+        events: impl Iterator<Item = (&'e [u8], Option<&'static str>)>,
+        rules: &Rules<'_>,
+    ) -> Result<Decoded, Problem> {
+        self.batches.iter_mut().for_each(Batch::clear);
+        self.arena.reset();
+        let mut intake = Intake {
+            key: self.key,
+            checker: &mut self.checker,
+            batches: &mut self.batches,
+            terms: Terms {
+                now_us: rules.now_us,
+                future_skew_us_max: rules.future_skew_us_max,
+                publishers: rules.publishers,
+            },
+            events_max: rules.events_max,
+            advertisers: &Lookup(rules.advertiser_of),
+            arena: &self.arena,
+            invalid_reason: None,
+            out: Decoded::default(),
+        };
+        for (event, invalid_reason) in events {
+            intake.invalid_reason = invalid_reason;
+            let mut sent = Sent::default();
+            let mut scanner = Scanner::new(event, intake.arena);
+            match read(&mut scanner, &mut self.memo, &mut sent) {
+                Ok(()) => intake.take(&sent)?,
+                Err(syntax) => intake.refuse(&sent, Fault::BadJson(syntax))?,
+            }
+        }
+        let mut decoded = intake.out;
+        decoded.frames = frames(&mut self.batches)?;
+        Ok(decoded)
+    }
+}
+
+struct Lookup<'a>(&'a dyn Fn(&str) -> Option<Arc<str>>);
+
+impl Advertisers for Lookup<'_> {
+    fn advertiser_of(&self, campaign: &[u8]) -> Option<Arc<str>> {
+        (self.0)(std::str::from_utf8(campaign).ok()?)
+    }
+}
+
+/// Where the events of a body go, whatever it is written in.
+pub(crate) struct Intake<'d> {
+    key: HashKey,
+    checker: &'d mut Checker,
+    batches: &'d mut [Batch],
+    terms: Terms<'d>,
+    events_max: usize,
+    advertisers: &'d dyn Advertisers,
+    pub(crate) arena: &'d Bump,
+    invalid_reason: Option<&'static str>,
+    out: Decoded,
+}
+
+impl<'d> Intake<'d> {
+    /// Checks an event and takes or refuses it.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, sent: &Sent<'d>) -> Result<(), Problem> {
+        if self.out.accepted == self.events_max {
+            return Err(too_many_events(self.events_max));
+        }
+        match self.checker.check(sent, &self.terms, self.arena) {
+            Ok(checked) => {
+                let at = partition(&checked.id_hash, self.batches.len() as u16);
+                let context = Context {
+                    key: self.key,
+                    advertisers: self.advertisers,
+                    hashes: &self.checker.hashes,
+                    invalid_reason: self.invalid_reason,
+                };
+                self.batches[usize::from(at)].push(sent, &checked, &context);
+                self.out.accepted += 1;
+                self.check_count()
+            }
+            Err(fault) => self.refuse(sent, fault),
+        }
+    }
+
+    /// Counts an event that breaks a rule.
+    #[cold]
+    pub(crate) fn refuse(&mut self, sent: &Sent<'_>, fault: Fault<'_>) -> Result<(), Problem> {
+        let out = &mut self.out;
+        if out.errors.len() < ERRORS_LISTED_MAX {
+            out.errors.push(EventError {
+                index: out.accepted + out.rejected,
+                event_id: sent.text(Field::EventId).map(shown),
+                code: fault.code(),
+                message: fault.message(),
+                hint: fault.hint(),
+            });
+        }
+        out.rejected += 1;
+        match out.reasons.iter_mut().find(|r| r.0 == fault.code()) {
+            Some(reason) => reason.1 += 1,
+            None => out.reasons.push((fault.code(), 1)),
+        }
+        self.check_count()
+    }
+
+    #[inline(always)]
+    fn check_count(&self) -> Result<(), Problem> {
+        if self.out.accepted + self.out.rejected > self.events_max {
+            return Err(too_many_events(self.events_max));
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn too_many_events(events_max: usize) -> Problem {
+    Problem::new(
+        413,
+        "too_many_events",
+        "the batch holds too many events",
+        format!("the batch holds more than {events_max} events"),
+        "send smaller batches, or raise `[limits] events_per_batch_max`",
+    )
+}
+
+fn utf8(body: &[u8]) -> Result<&[u8], Problem> {
+    match std::str::from_utf8(body) {
+        Ok(_) => Ok(body),
+        Err(error) => Err(Problem::new(
+            400,
+            "invalid_utf8",
+            "the body is not UTF-8",
+            format!("byte {} of the body begins no UTF-8 character", error.valid_up_to()),
+            "send JSON in UTF-8",
+        )),
+    }
+}
+
+#[cold]
+fn bad_json(Syntax { at, what }: Syntax) -> Problem {
+    Problem::new(
+        400,
+        "bad_json",
+        "the body is no JSON of the expected shape",
+        format!("byte {at}: {what}"),
+        "send {\"events\":[…]} as application/json, or one event a line as application/x-ndjson",
+    )
+}
+
+/// `{"events":[…]}`; other members of the envelope say nothing about events and are skipped.
+fn json<'d>(intake: &mut Intake<'d>, body: &'d [u8], memo: &mut Memo) -> Result<(), Problem> {
+    let mut scanner = Scanner::new(body, intake.arena);
+    let mut found = false;
+    scanner.expect(b'{', "expected an object with the member \"events\"").map_err(bad_json)?;
+    if scanner.space() != Some(b'}') {
+        loop {
+            let start = scanner.at;
+            if scanner.key().map_err(bad_json)? == b"events" {
+                if found {
+                    return Err(bad_json(Syntax { at: start, what: "\"events\" is there twice" }));
+                }
+                found = true;
+                events(intake, &mut scanner, memo)?;
+            } else {
+                scanner.skip().map_err(bad_json)?;
+            }
+            if scanner.space() != Some(b',') {
+                break;
+            }
+            scanner.at += 1;
+        }
+    }
+    scanner.expect(b'}', "expected `,` or `}`").map_err(bad_json)?;
+    if scanner.space().is_some() {
+        return Err(bad_json(Syntax { at: scanner.at, what: "text after the end of the body" }));
+    }
+    if !found {
+        return Err(bad_json(Syntax { at: scanner.at, what: "there is no member \"events\"" }));
+    }
+    Ok(())
+}
+
+fn events<'d>(
+    intake: &mut Intake<'d>,
+    scanner: &mut Scanner<'d>,
+    memo: &mut Memo,
+) -> Result<(), Problem> {
+    let mut sent = Sent::default();
+    scanner.expect(b'[', "\"events\" is not an array").map_err(bad_json)?;
+    if scanner.space() == Some(b']') {
+        scanner.at += 1;
+        return Ok(());
+    }
+    loop {
+        if scanner.space() == Some(b'{') {
+            read(scanner, memo, &mut sent).map_err(bad_json)?;
+            intake.take(&sent)?;
+        } else {
+            scanner.skip().map_err(bad_json)?;
+            sent.clear();
+            intake.refuse(&sent, Fault::NotAnObject)?;
+        }
+        match scanner.space() {
+            Some(b',') => scanner.at += 1,
+            Some(b']') => {
+                scanner.at += 1;
+                return Ok(());
+            }
+            _ => return Err(bad_json(Syntax { at: scanner.at, what: "expected `,` or `]`" })),
+        }
+    }
+}
+
+/// One event a line. A line that is no JSON is an error of that line only.
+fn lines<'d>(intake: &mut Intake<'d>, body: &'d [u8], memo: &mut Memo) -> Result<(), Problem> {
+    let mut scanner = Scanner::of_lines(body, intake.arena);
+    let mut sent = Sent::default();
+    loop {
+        match scanner.space() {
+            None => return Ok(()),
+            Some(b'\n') => scanner.at += 1,
+            Some(_) => line(intake, &mut scanner, memo, &mut sent)?,
+        }
+    }
+}
+
+fn line<'d>(
+    intake: &mut Intake<'d>,
+    scanner: &mut Scanner<'d>,
+    memo: &mut Memo,
+    sent: &mut Sent<'d>,
+) -> Result<(), Problem> {
+    sent.clear();
+    let start = scanner.at;
+    let object = scanner.byte() == Some(b'{');
+    let result = if object { read(scanner, memo, sent) } else { scanner.skip() };
+    let result = match (result, scanner.space()) {
+        (Ok(()), None | Some(b'\n')) => Ok(()),
+        (Ok(()), Some(_)) => scanner.error("text after the end of the event"),
+        (Err(syntax), _) => Err(syntax),
+    };
+    match result {
+        Ok(()) if object => intake.take(sent),
+        Ok(()) => intake.refuse(sent, Fault::NotAnObject),
+        Err(syntax) => {
+            let end = memchr::memchr(b'\n', &scanner.text[start..]);
+            scanner.at = end.map_or(scanner.text.len(), |end| start + end);
+            intake.refuse(sent, Fault::BadJson(syntax))
+        }
+    }
+}
+
+fn frames(batches: &mut [Batch]) -> Result<Vec<Append>, Problem> {
+    let mut frames = Vec::new();
+    for (partition, batch) in batches.iter_mut().enumerate().filter(|b| b.1.rows() > 0) {
+        let payload = batch.finish().map_err(|error| {
+            Problem::new(
+                500,
+                "internal_error",
+                "the collector made a mistake",
+                format!("the batch of partition {partition} cannot be written: {error}"),
+                "report this together with the body; nothing of it was taken",
+            )
+        })?;
+        frames.push(Append {
+            topic: Topic::Events,
+            partition: partition as u16,
+            schema_version: SCHEMA_VERSION,
+            records: batch.rows() as u32,
+            payload,
+        });
+    }
+    Ok(frames)
+}
