@@ -1,0 +1,196 @@
+//! Events come in. A batch is entered in blocks: first the hashes of all ids of a block, asking for
+//! each index line and for each place to append to, then the rows one by one, each finding its
+//! memory there. Without that an event waits for memory twice.
+//!
+//! The common event, new and with nothing said about it, takes the short way through
+//! [`Ledger::enter_block`]: one line of the index, one append. What can make it invalid is asked
+//! only if the batch has groups or the filter of verdicts does not say "never heard of it".
+
+use super::{
+    Ledger, LedgerFault, Ledgered, RowDelta, Standing,
+    groups::RowRef,
+    row::{self, Place, Row, minute_of, spread},
+    vnode::Entered,
+};
+use crate::{
+    change::{Counts, Incident},
+    event::{EventBatch, Fate},
+    feed::Located,
+    hash::{self, IdHash},
+    log::{FRAME_RECORDS_MAX, OFFSET_MAX, PARTITIONS_MAX},
+    time::{Bucket, Granularity},
+};
+use std::{ops::Range, sync::Arc};
+
+/// Events of a block. More lines than a core can wait for at a time gain nothing, and fewer do not
+/// hide the memory; 32 to 256 measure the same.
+const BLOCK: usize = 64;
+
+/// Forgotten rows that are swept for each event entered. Above one, so that sweeping ends.
+const SWEEP_ROWS_PER_EVENT: u64 = 2;
+
+impl Ledger {
+    /// Enters a batch of the open epoch.
+    ///
+    /// # Errors
+    /// When no epoch is open, or the batch is not within the limits of the log.
+    pub fn enter<B: EventBatch>(
+        &mut self,
+        located: &Arc<Located<B>>,
+    ) -> Result<Ledgered<B>, LedgerFault> {
+        if self.times.is_none() {
+            return Err(LedgerFault::Feed("a batch came before any epoch was opened".into()));
+        }
+        check(located)?;
+        let rows = located.batch.len();
+        let mut out = Ledgered {
+            batch: Some(Arc::clone(located)),
+            rows: Vec::with_capacity(rows),
+            incidents: Vec::new(),
+            counts: Counts::default(),
+        };
+        for start in (0..rows).step_by(BLOCK) {
+            self.enter_block(located, start..rows.min(start + BLOCK), &mut out)?;
+        }
+        self.sweep(SWEEP_ROWS_PER_EVENT * rows as u64);
+        Ok(out)
+    }
+
+    fn enter_block<B: EventBatch>(
+        &mut self,
+        located: &Located<B>,
+        block: Range<usize>,
+        out: &mut Ledgered<B>,
+    ) -> Result<(), LedgerFault> {
+        let batch = &located.batch;
+        let (ids, payloads, times) = (batch.ids(), batch.payloads(), batch.times_us());
+        let mut hashes = [0; BLOCK];
+        for (hash, id) in hashes.iter_mut().zip(&ids[block.clone()]) {
+            *hash = spread(id);
+            self.vnodes[hash::vnode(id)].prefetch(*hash);
+        }
+        let extras = batch.has_groups();
+        if extras {
+            self.prefetch_groups(batch, block.clone());
+        }
+        let place = Place::of_batch(located.partition, located.offset);
+        let rows_max = self.settings.limits.rows_per_vnode_max;
+        for (row, hash) in block.zip(hashes) {
+            if !batch.understood(row) {
+                set_aside(out, located, row, Fate::Quarantined);
+                continue;
+            }
+            let id = &ids[row];
+            let minute = minute_of(times[row]);
+            let too_late = self.settings.lateness.too_late(minute, located.log_time);
+            let flags = if too_late { row::TOO_LATE } else { 0 };
+            let new = Row::new(*id, payloads[row], minute, flags, place.with_row(row));
+            let vnode = &mut self.vnodes[hash::vnode(id)];
+            match vnode.enter(hash, &new, rows_max, &mut self.pool) {
+                Entered::New(_) if too_late => set_aside(out, located, row, Fate::TooLate),
+                Entered::New(number) => {
+                    let ended = Granularity::Minute.end(minute).0 <= located.log_time.0;
+                    out.counts.fates[Fate::Counted as usize] += 1;
+                    out.counts.late += u64::from(ended);
+                    let mut is = Standing::Valid;
+                    if extras || self.event_filter.may_hold(hash) {
+                        is = self.stand(batch, row, number, out)?;
+                    }
+                    out.rows.push(RowDelta { row: row as u16, was: Standing::Absent, is });
+                }
+                Entered::Known(number) if vnode.rows.get(number).payload == new.payload => {
+                    out.counts.fates[Fate::Duplicate as usize] += 1;
+                }
+                Entered::Known(_) => set_aside(out, located, row, Fate::Conflict),
+                Entered::Full => set_aside(out, located, row, Fate::Quarantined),
+            }
+        }
+        Ok(())
+    }
+
+    fn prefetch_groups<B: EventBatch>(&self, batch: &B, block: Range<usize>) {
+        for group in block.filter_map(|row| batch.group(row)) {
+            self.groups.prefetch(&group);
+        }
+    }
+
+    /// How a new event stands, given what was said about it and its impression; noted in its row.
+    #[inline(never)]
+    fn stand<B: EventBatch>(
+        &mut self,
+        batch: &B,
+        row: usize,
+        number: u64,
+        out: &mut Ledgered<B>,
+    ) -> Result<Standing, LedgerFault> {
+        let id = &batch.ids()[row];
+        let vnode = hash::vnode(id);
+        let minute = self.vnodes[vnode].rows.get(number).minute();
+        let extras = batch.has_groups();
+        let born = extras && batch.born_invalid(row);
+        let (event_invalid, refused) = self.waiting_on_event(id, minute, born);
+        out.counts.verdicts_too_late += u64::from(refused);
+        let mut group_invalid = false;
+        let group = if extras { batch.group(row) } else { None };
+        if let Some(group) = &group {
+            let refused;
+            (group_invalid, refused) = self.waiting_on_group(group, minute);
+            out.counts.verdicts_too_late += u64::from(refused);
+            if !self.groups.add(group, RowRef::new(vnode, number)) {
+                let shard = hash::vnode(group);
+                return Err(LedgerFault::GroupsFull { shard, members: self.groups.members(shard) });
+            }
+        }
+        let entry = self.vnodes[vnode].rows.get_mut(number);
+        entry.set(row::BORN_INVALID, born);
+        entry.set(row::EVENT_INVALID, event_invalid);
+        entry.set(row::GROUP_INVALID, group_invalid);
+        entry.set(row::HAS_GROUP, group.is_some());
+        Ok(entry.standing())
+    }
+
+    /// Whether an event that comes now is invalid by itself, and whether a verdict that says
+    /// otherwise came too late for it.
+    fn waiting_on_event(&self, id: &IdHash, minute: Bucket, born: bool) -> (bool, bool) {
+        if !self.event_filter.may_hold(spread(id)) {
+            return (born, false);
+        }
+        let memory = &self.event_verdicts[hash::vnode(id)];
+        let ruling = memory.ruling(id, minute, &self.settings.lateness);
+        ruling.map_or((born, false), |ruling| ruling.apply(born))
+    }
+
+    fn waiting_on_group(&self, group: &IdHash, minute: Bucket) -> (bool, bool) {
+        if !self.group_filter.may_hold(spread(group)) {
+            return (false, false);
+        }
+        let ruling = self.group_verdicts.ruling(group, minute, &self.settings.lateness);
+        ruling.map_or((false, false), |ruling| ruling.apply(false))
+    }
+}
+
+/// Counts a row that does not count, and notes it for whoever asks.
+#[cold]
+fn set_aside<B: EventBatch>(out: &mut Ledgered<B>, located: &Located<B>, row: usize, fate: Fate) {
+    out.counts.fates[fate as usize] += 1;
+    let (position, log_time) = (located.position(row), located.log_time);
+    out.incidents.push(Incident { fate, position, log_time });
+}
+
+/// What the layout of a row relies on; the log promises it.
+fn check<B: EventBatch>(located: &Located<B>) -> Result<(), LedgerFault> {
+    let Located { partition, offset, batch, .. } = located;
+    let rows = batch.len();
+    let slices = [batch.ids().len(), batch.payloads().len(), batch.times_us().len()];
+    let within = *partition < PARTITIONS_MAX
+        && *offset <= OFFSET_MAX
+        && rows <= FRAME_RECORDS_MAX
+        && slices.iter().all(|&len| len == rows);
+    if within {
+        return Ok(());
+    }
+    Err(LedgerFault::Feed(format!(
+        "partition {partition} offset {offset} has {rows} rows and columns of {slices:?}; the \
+         limits are {PARTITIONS_MAX} partitions, offset {OFFSET_MAX}, {FRAME_RECORDS_MAX} rows"
+    )))
+}

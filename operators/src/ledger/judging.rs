@@ -1,0 +1,272 @@
+//! The verdicts of an epoch are applied, once all its events are entered.
+//!
+//! All verdicts on one key are taken together, so that an event changes at most once an epoch,
+//! however often it was judged. What they change is first collected, 16 bytes an event, then
+//! sorted by place in the log, so that each batch is read back once and yields one [`Ledgered`]; a
+//! verdict on an event that changes nothing in the views (it is invalid already by its
+//! impression) reads nothing.
+
+use super::{
+    Ledger, LedgerFault, Ledgered, RowDelta, Standing,
+    groups::RowRef,
+    row::{self, Place, spread},
+    verdicts::{Judged, Memory, Ruling},
+};
+use crate::{
+    change::Counts,
+    event::{EventBatch, Target},
+    feed::{Judgement, Located, ReadBack},
+    hash::{self, IdHash},
+    time::Lateness,
+};
+
+/// An event whose flag is to be another.
+#[derive(Clone, Copy, Debug)]
+struct Touch {
+    place: Place,
+    row: RowRef,
+    /// Which key of the epoch, and in the top bit what the flag is to be.
+    key_and_flag: u32,
+}
+
+const FLAG: u32 = 1 << 31;
+
+/// The most verdicts of an epoch on one worker: keys are numbered in 31 bits.
+const JUDGEMENTS_MAX: usize = FLAG as usize - 1;
+
+type Key = (Target, IdHash);
+
+impl Touch {
+    fn key(&self) -> u32 {
+        self.key_and_flag & !FLAG
+    }
+
+    fn flag(&self) -> bool {
+        self.key_and_flag & FLAG != 0
+    }
+}
+
+const fn flag_of(target: Target) -> u32 {
+    match target {
+        Target::Event => row::EVENT_INVALID,
+        Target::Impression => row::GROUP_INVALID,
+    }
+}
+
+impl Ledger {
+    /// Applies all verdicts of the open epoch. What they change goes to `emit`, batch by batch.
+    ///
+    /// # Errors
+    /// When a batch cannot be read back. The ledger must not be used any more then.
+    pub fn judge<B: EventBatch>(
+        &mut self,
+        mut judgements: Vec<Judgement>,
+        read_back: &mut impl ReadBack<B>,
+        emit: &mut impl FnMut(Ledgered<B>),
+    ) -> Result<(), LedgerFault> {
+        if judgements.is_empty() {
+            return Ok(());
+        }
+        if judgements.len() > JUDGEMENTS_MAX {
+            let sent = judgements.len();
+            return Err(LedgerFault::Feed(format!("an epoch of {sent} verdicts; close it sooner")));
+        }
+        let mut counts = Counts { verdicts: self.to_count(&judgements), ..Counts::default() };
+        judgements.sort_unstable_by_key(|j| (j.target as u8, j.hash, j.decided_at_us, j.arrival));
+        let (mut keys, mut touched) = (Vec::new(), Vec::new());
+        let mut judged = Vec::new();
+        for run in judgements.chunk_by(|a, b| (a.target, a.hash) == (b.target, b.hash)) {
+            let key = (run[0].target, run[0].hash);
+            judged.clear();
+            judged.extend(run.iter().map(Judged::from));
+            let news = self.news(&key, &judged);
+            if !news.is_empty() && !self.repeats(&key, news) {
+                self.touch(&key, news, keys.len() as u32, &mut touched, &mut counts);
+                keys.push(key);
+            }
+            self.remember(&key, news);
+        }
+        touched.sort_unstable_by_key(|t: &Touch| (t.place, t.key()));
+        for of_batch in touched.chunk_by(|a, b| a.place.batch() == b.place.batch()) {
+            self.retract(of_batch, &keys, read_back, emit)?;
+        }
+        if counts != Counts::default() {
+            emit(Ledgered { batch: None, rows: Vec::new(), incidents: Vec::new(), counts });
+        }
+        Ok(())
+    }
+
+    /// A verdict on an impression comes to every worker, and is counted on the first.
+    fn to_count(&self, judgements: &[Judgement]) -> u64 {
+        let counts = |j: &&Judgement| j.target == Target::Event || self.settings.worker == 0;
+        judgements.iter().filter(counts).count() as u64
+    }
+
+    fn memory(&self, key: &Key) -> &Memory {
+        match key.0 {
+            Target::Event => &self.event_verdicts[hash::vnode(&key.1)],
+            Target::Impression => &self.group_verdicts,
+        }
+    }
+
+    /// Those of a key's verdicts, ascending, that were decided later than the one in force.
+    fn news<'a>(&self, key: &Key, judged: &'a [Judged]) -> &'a [Judged] {
+        let winner = self.memory(key).winner(&key.1).map(Judged::order);
+        let first = judged.partition_point(|j| winner.is_some_and(|w| j.order() <= w));
+        &judged[first..]
+    }
+
+    /// Whether all of them say what the verdict in force says. Then no event can change.
+    fn repeats(&self, key: &Key, news: &[Judged]) -> bool {
+        let winner = self.memory(key).winner(&key.1);
+        winner.is_some_and(|w| news.iter().all(|j| j.invalid == w.invalid))
+    }
+
+    fn remember(&mut self, key: &Key, news: &[Judged]) {
+        if news.is_empty() {
+            return;
+        }
+        let (target, hash) = key;
+        match target {
+            Target::Event => {
+                let fresh = self.memory(key).winner(hash).is_none();
+                self.event_verdicts[hash::vnode(hash)].remember(hash, news);
+                if fresh && !self.event_filter.add(spread(hash)) {
+                    self.rebuild_event_filter();
+                }
+            }
+            Target::Impression => {
+                let fresh = self.group_verdicts.winner(hash).is_none();
+                self.group_verdicts.remember(hash, news);
+                if fresh && !self.group_filter.add(spread(hash)) {
+                    self.rebuild_group_filter();
+                }
+            }
+        }
+    }
+
+    /// Collects the events that a key's verdicts change.
+    fn touch(
+        &self,
+        key: &Key,
+        news: &[Judged],
+        key_number: u32,
+        touched: &mut Vec<Touch>,
+        counts: &mut Counts,
+    ) {
+        let flag = flag_of(key.0);
+        let lateness: &Lateness = &self.settings.lateness;
+        let mut visit = |row: RowRef| {
+            let vnode = &self.vnodes[row.vnode()];
+            let entry = vnode.rows.get(row.number(vnode.live_from()));
+            if entry.has(row::TOO_LATE) {
+                return;
+            }
+            let stood = entry.has(flag);
+            let (stands, refused) = Ruling::of(news.iter(), entry.minute(), lateness).apply(stood);
+            counts.verdicts_too_late += u64::from(refused);
+            if stands != stood {
+                let key_and_flag = key_number | if stands { FLAG } else { 0 };
+                touched.push(Touch { place: entry.place, row, key_and_flag });
+            }
+        };
+        match key.0 {
+            Target::Event => {
+                let number = hash::vnode(&key.1);
+                let found = self.vnodes[number].find(spread(&key.1), &key.1);
+                found.into_iter().for_each(|at| visit(RowRef::new(number, at)));
+            }
+            Target::Impression => self.groups.rows(&key.1).for_each(visit),
+        }
+    }
+
+    /// Changes the flags of a batch's events, and emits those whose standing is another for it.
+    fn retract<B: EventBatch>(
+        &mut self,
+        of_batch: &[Touch],
+        keys: &[Key],
+        read_back: &mut impl ReadBack<B>,
+        emit: &mut impl FnMut(Ledgered<B>),
+    ) -> Result<(), LedgerFault> {
+        let by_row = || of_batch.chunk_by(|a, b| a.place == b.place);
+        if !by_row().any(|touches| self.needs_event(touches, keys)) {
+            for touch in of_batch {
+                self.flip(touch, keys);
+            }
+            return Ok(());
+        }
+        let position = of_batch[0].place.position();
+        let (partition, offset) = (position.partition, position.offset);
+        let located = read_back.read_back(partition, offset).map_err(|reason| {
+            let epoch = self.times.map_or(0, |t| t.epoch);
+            LedgerFault::ReadBack { epoch, partition, offset, reason }
+        })?;
+        let mut rows = Vec::new();
+        for touches in by_row() {
+            let row = touches[0].place.position().row;
+            self.check_unchanged(&touches[0], &located)?;
+            let was = self.standing(&touches[0]);
+            for touch in touches {
+                let (target, hash) = &keys[touch.key() as usize];
+                // 72 bits of the group's hash led here; all 128 decide.
+                let meant = match target {
+                    Target::Event => true,
+                    Target::Impression => located.batch.group(row.into()).as_ref() == Some(hash),
+                };
+                if meant {
+                    self.flip(touch, keys);
+                }
+            }
+            let is = self.standing(&touches[0]);
+            if was != is {
+                rows.push(RowDelta { row, was, is });
+            }
+        }
+        if !rows.is_empty() {
+            let counts = Counts { retractions: rows.len() as u64, ..Counts::default() };
+            emit(Ledgered { batch: Some(located), rows, incidents: Vec::new(), counts });
+        }
+        Ok(())
+    }
+
+    /// Whether the event itself must be looked at to change its flags: to see that it is of the
+    /// group, or because the views need it.
+    fn needs_event(&self, touches: &[Touch], keys: &[Key]) -> bool {
+        let impression = |t: &Touch| keys[t.key() as usize].0 == Target::Impression;
+        let mut entry = *self.entry(&touches[0]);
+        let was = entry.standing();
+        for touch in touches {
+            entry.set(flag_of(keys[touch.key() as usize].0), touch.flag());
+        }
+        touches.iter().any(impression) || entry.standing() != was
+    }
+
+    fn entry(&self, touch: &Touch) -> &row::Row {
+        let vnode = &self.vnodes[touch.row.vnode()];
+        vnode.rows.get(touch.row.number(vnode.live_from()))
+    }
+
+    fn standing(&self, touch: &Touch) -> Standing {
+        self.entry(touch).standing()
+    }
+
+    fn flip(&mut self, touch: &Touch, keys: &[Key]) {
+        let vnode = &mut self.vnodes[touch.row.vnode()];
+        let number = touch.row.number(vnode.live_from());
+        let flag = flag_of(keys[touch.key() as usize].0);
+        vnode.rows.get_mut(number).set(flag, touch.flag());
+    }
+
+    /// That the log still holds at the row's place the event that was read there.
+    fn check_unchanged<B: EventBatch>(
+        &self,
+        touch: &Touch,
+        located: &Located<B>,
+    ) -> Result<(), LedgerFault> {
+        let at = touch.place.position();
+        let (partition, offset, row) = (at.partition, at.offset, at.row);
+        let same = (located.partition, located.offset) == (partition, offset)
+            && located.batch.ids().get(usize::from(row)) == Some(&self.entry(touch).id);
+        if same { Ok(()) } else { Err(LedgerFault::Changed { partition, offset, row }) }
+    }
+}

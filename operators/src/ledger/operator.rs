@@ -1,0 +1,162 @@
+//! The ledger as a timely operator. It holds the two inputs together by epoch and keeps the order
+//! that the rules need: an epoch's events are entered as they come, but not before all earlier
+//! epochs are done; its verdicts are applied when neither input can bring anything more of it.
+//!
+//! A capability is held for each epoch that is waiting, so the frontier behind the operator passes
+//! an epoch exactly when everything about it has been said. How many epochs wait is the source's
+//! limit: it sends no more of them than it lets be in flight.
+
+use super::{Ledger, LedgerFault, LedgerSettings, Ledgered};
+use crate::{
+    event::EventBatch,
+    feed::{Feed, Judgement, ReadBack},
+    time::Epoch,
+};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, btree_map::Entry},
+    rc::Rc,
+    sync::Arc,
+};
+use timely::{
+    dataflow::{
+        StreamVec,
+        channels::pact::{Exchange, Pipeline},
+        operators::{Capability, InputCapability, generic::operator::Operator},
+    },
+    progress::frontier::MutableAntichain,
+};
+
+/// Everything of an epoch that is not done.
+struct Pending<B> {
+    capability: Capability<Epoch>,
+    opened: bool,
+    feeds: Vec<Feed<B>>,
+    judgements: Vec<Judgement>,
+}
+
+/// The operator's state beside the ledger.
+struct Epochs<B> {
+    pending: BTreeMap<Epoch, Pending<B>>,
+    settings: LedgerSettings,
+    /// A fault was reported. Capabilities are held for good, and nothing is emitted.
+    stopped: bool,
+}
+
+/// Builds the operator. `events` are where the vnodes of their ids are owned, in the order of the
+/// log, each epoch begun by a [`Feed::Open`]; `verdicts` go to the worker that they name. On a
+/// fault `fault` is called once with what happened; the operator then holds its frontier.
+///
+/// The ledger is shared with the caller for look-ups between steps of the worker.
+#[expect(clippy::type_complexity, reason = "a stream and a shared ledger, both plain")]
+pub fn ledger<'scope, B, R>(
+    events: StreamVec<'scope, Epoch, Feed<B>>,
+    verdicts: StreamVec<'scope, Epoch, Judgement>,
+    settings: LedgerSettings,
+    mut read_back: R,
+    fault: Rc<dyn Fn(String)>,
+) -> (StreamVec<'scope, Epoch, Arc<Ledgered<B>>>, Rc<RefCell<Ledger>>)
+where
+    B: EventBatch,
+    R: ReadBack<B>,
+{
+    let ledger = Rc::new(RefCell::new(Ledger::new(settings)));
+    let state = Rc::clone(&ledger);
+    let to_worker = Exchange::new(|j: &Judgement| u64::from(j.worker));
+    let mut epochs = Epochs::<B> { pending: BTreeMap::new(), settings, stopped: false };
+    let stream = events.binary_frontier(verdicts, Pipeline, to_worker, "Ledger", |_, _| {
+        move |(feeds, feeds_frontier), (judgements, judgements_frontier), output| {
+            feeds.for_each(|capability, data: &mut Vec<Feed<B>>| {
+                if let Some(epoch) = epochs.of(&capability) {
+                    epoch.feeds.append(data);
+                }
+            });
+            judgements.for_each(|capability, data: &mut Vec<Judgement>| {
+                if let Some(epoch) = epochs.of(&capability) {
+                    epoch.judgements.append(data);
+                }
+            });
+            if epochs.stopped {
+                return;
+            }
+            let frontiers = [feeds_frontier, judgements_frontier];
+            let mut ledger = state.borrow_mut();
+            let emit = |capability: &Capability<Epoch>, ledgered| {
+                let mut session = output.session(capability);
+                session.give(Arc::new(ledgered));
+            };
+            if let Err(reason) = epochs.advance(&mut ledger, frontiers, &mut read_back, emit) {
+                epochs.stopped = true;
+                fault(reason.to_string());
+            }
+        }
+    });
+    (stream.container::<Vec<_>>(), ledger)
+}
+
+impl<B: EventBatch> Epochs<B> {
+    /// The epoch that a message is of. `None`: it is not wanted any more.
+    fn of(&mut self, capability: &InputCapability<Epoch>) -> Option<&mut Pending<B>> {
+        if self.stopped {
+            return None;
+        }
+        // A message without a time carries nothing.
+        let epoch = *capability.least()?;
+        match self.pending.entry(epoch) {
+            Entry::Occupied(pending) => Some(pending.into_mut()),
+            Entry::Vacant(vacant) => {
+                let capability = capability.retain_least(0)?;
+                let (feeds, judgements) = (Vec::new(), Vec::new());
+                Some(vacant.insert(Pending { capability, opened: false, feeds, judgements }))
+            }
+        }
+    }
+
+    /// Does what can be done: earliest epoch first, none before all earlier ones are done.
+    fn advance(
+        &mut self,
+        ledger: &mut Ledger,
+        frontiers: [&MutableAntichain<Epoch>; 2],
+        read_back: &mut impl ReadBack<B>,
+        mut emit: impl FnMut(&Capability<Epoch>, Ledgered<B>),
+    ) -> Result<(), LedgerFault> {
+        while let Some(mut first) = self.pending.first_entry() {
+            let epoch = *first.key();
+            if frontiers.iter().any(|f| f.less_than(&epoch)) {
+                break;
+            }
+            let pending = first.get_mut();
+            let Pending { capability, opened, feeds, judgements } = pending;
+            for feed in feeds.drain(..) {
+                match feed {
+                    Feed::Open(times) if times.epoch == epoch && !*opened => {
+                        *opened = true;
+                        ledger.open(times)?;
+                    }
+                    Feed::Batch(batch) if *opened => emit(capability, ledger.enter(&batch)?),
+                    Feed::Open(times) => return Err(misplaced(epoch, &format!("{times:?}"))),
+                    Feed::Batch(_) => return Err(misplaced(epoch, "a batch before its Open")),
+                }
+            }
+            if frontiers.iter().any(|f| f.less_equal(&epoch)) {
+                break;
+            }
+            if !*opened {
+                return Err(misplaced(epoch, "verdicts, and no Open"));
+            }
+            let LedgerSettings { worker, peers, .. } = self.settings;
+            if let Some(stray) = judgements.iter().find(|j| j.worker != worker) {
+                let stray = format!("on worker {worker} of {peers}: {stray:?}");
+                return Err(misplaced(epoch, &stray));
+            }
+            let judgements = std::mem::take(judgements);
+            ledger.judge(judgements, read_back, &mut |ledgered| emit(capability, ledgered))?;
+            first.remove();
+        }
+        Ok(())
+    }
+}
+
+fn misplaced(epoch: Epoch, what: &str) -> LedgerFault {
+    LedgerFault::Feed(format!("epoch {epoch} was fed {what}"))
+}

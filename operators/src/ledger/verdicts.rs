@@ -1,0 +1,335 @@
+//! What was said about ids and impressions, for as long as an event may still come that it covers.
+//!
+//! For each key the *winner* is remembered: the verdict with the latest `decided_at`, of two equal
+//! ones the later arrival. A verdict that loses leaves no trace. A verdict that is repeated
+//! renews the memory of it.
+//!
+//! # Which verdict an event that comes later finds
+//!
+//! A verdict changes nothing for an event whose minute was final at the verdict's log time. So the
+//! winner may be too late for an event while the one that it superseded was in time, and then
+//! that one counts. The log bounds how long it must be kept: an event of an epoch has a log time
+//! of at least `frontier_before`; once the winner's log time is no later than that, every event
+//! for which it would be too late is too late itself. That is one epoch in practice. (For an
+//! event that is known already no such care is needed: verdicts are applied as they come, and log
+//! times never decrease in the one partition of the verdicts topic.)
+//!
+//! # Limits
+//!
+//! A memory holds [`Memory::max`] keys. Beyond that the key that was judged longest ago is
+//! forgotten before its time, which is counted; the runtime refuses verdicts before it comes to
+//! that ([`super::Ledger::is_nearly_full`]).
+
+use super::marks::Marks;
+use crate::{
+    feed::Judgement,
+    hash::IdHash,
+    time::{Bucket, Lateness, LogTime},
+};
+use hashbrown::HashMap;
+use std::collections::VecDeque;
+
+/// Keys are keyed hashes; those of a caller's own choosing come through [`super::row::spread`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ByHash;
+
+impl std::hash::BuildHasher for ByHash {
+    type Hasher = IdHasher;
+    fn build_hasher(&self) -> IdHasher {
+        IdHasher(0)
+    }
+}
+
+/// Takes the one id that it is given for its hash.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IdHasher(u64);
+
+impl std::hash::Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        let mut id = IdHash::default();
+        for (to, from) in id.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        self.0 = super::row::spread(&id);
+    }
+    /// The length of the array, always 16.
+    fn write_usize(&mut self, _: usize) {}
+}
+
+type ById<V> = HashMap<IdHash, V, ByHash>;
+
+/// What counts of a verdict once it is known whom it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Judged {
+    decided_at_us: i64,
+    arrival: (u64, u32),
+    log_time: LogTime,
+    pub(super) invalid: bool,
+}
+
+impl From<&Judgement> for Judged {
+    fn from(j: &Judgement) -> Judged {
+        let Judgement { decided_at_us, arrival, log_time, invalid, .. } = *j;
+        Judged { decided_at_us, arrival, log_time, invalid }
+    }
+}
+
+impl Judged {
+    /// The latest wins.
+    pub(super) fn order(&self) -> (i64, (u64, u32)) {
+        (self.decided_at_us, self.arrival)
+    }
+}
+
+/// What verdicts on one key, the latest last, say about an event of a minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ruling {
+    /// What the latest that is in time says; `None` if none is.
+    pub(super) invalid: Option<bool>,
+    /// What the latest says, if it came too late.
+    pub(super) too_late: Option<bool>,
+}
+
+impl Ruling {
+    /// Of the verdicts in ascending order.
+    pub(super) fn of<'a>(
+        ascending: impl DoubleEndedIterator<Item = &'a Judged>,
+        minute: Bucket,
+        lateness: &Lateness,
+    ) -> Ruling {
+        let mut ruling = Ruling { invalid: None, too_late: None };
+        for verdict in ascending.rev() {
+            if !lateness.too_late(minute, verdict.log_time) {
+                ruling.invalid = Some(verdict.invalid);
+                break;
+            }
+            ruling.too_late = ruling.too_late.or(Some(verdict.invalid));
+        }
+        ruling
+    }
+
+    /// What the event's flag is after it, and whether a verdict would have made it another had it
+    /// come in time.
+    pub(super) fn apply(self, flag: bool) -> (bool, bool) {
+        let flag = self.invalid.unwrap_or(flag);
+        (flag, self.too_late.is_some_and(|said| said != flag))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Winner {
+    judged: Judged,
+    /// Its place in the order of judging; the key's earlier places in it are void.
+    turn: u64,
+}
+
+/// The verdicts on events of one vnode, or on all impressions.
+#[derive(Debug)]
+pub(super) struct Memory {
+    winners: ById<Winner>,
+    /// Verdicts that a winner superseded but for some event may be too late to, ascending.
+    superseded: ById<Vec<Judged>>,
+    /// Keys in the order of judging; `turns[i]` is turn `first_turn + i`.
+    turns: VecDeque<IdHash>,
+    first_turn: u64,
+    /// The first turn of the slice that is being filled: keys judged in it need no new turn.
+    slice_from: u64,
+    marks: Marks,
+    max: usize,
+    /// Keys that were forgotten because the memory was full.
+    pub(super) forgotten_early: u64,
+}
+
+impl Memory {
+    pub(super) fn new(max: usize) -> Memory {
+        Memory {
+            winners: ById::default(),
+            superseded: ById::default(),
+            turns: VecDeque::new(),
+            first_turn: 0,
+            slice_from: 0,
+            marks: Marks::default(),
+            max: max.max(1),
+            forgotten_early: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.winners.len()
+    }
+
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &IdHash> {
+        self.winners.keys()
+    }
+
+    /// The verdict in force on a key.
+    pub(super) fn winner(&self, key: &IdHash) -> Option<&Judged> {
+        self.winners.get(key).map(|w| &w.judged)
+    }
+
+    /// What the remembered verdicts say about an event that comes now.
+    pub(super) fn ruling(&self, key: &IdHash, minute: Bucket, late: &Lateness) -> Option<Ruling> {
+        let winner = self.winner(key)?;
+        let before = self.superseded.get(key).map_or(&[][..], Vec::as_slice);
+        Some(Ruling::of(before.iter().chain([winner]), minute, late))
+    }
+
+    /// Remembers verdicts on a key, in ascending order, each later than the winner.
+    pub(super) fn remember(&mut self, key: &IdHash, ascending: &[Judged]) {
+        let Some((last, between)) = ascending.split_last() else { return };
+        let before = self.winner(key).copied();
+        let mut kept: Vec<Judged> = self.superseded.remove(key).unwrap_or_default();
+        kept.extend(before.iter().chain(between));
+        // One that came no earlier than a later decided one is never needed.
+        let mut bound = last.log_time;
+        let mut needed = |v: &Judged| {
+            let earlier = v.log_time < bound;
+            bound = bound.min(v.log_time);
+            earlier
+        };
+        let mut kept: Vec<Judged> = kept.into_iter().rev().filter(|v| needed(v)).collect();
+        if !kept.is_empty() {
+            kept.reverse();
+            self.superseded.insert(*key, kept);
+        }
+        let turn = self.turn(key);
+        self.winners.insert(*key, Winner { judged: *last, turn });
+        while self.winners.len() > self.max && self.pop_turn() {}
+    }
+
+    /// The key's turn in this slice, a new one if it has none.
+    fn turn(&mut self, key: &IdHash) -> u64 {
+        match self.winners.get(key) {
+            Some(winner) if winner.turn >= self.slice_from => winner.turn,
+            _ => {
+                self.turns.push_back(*key);
+                self.tail() - 1
+            }
+        }
+    }
+
+    fn tail(&self) -> u64 {
+        self.first_turn + self.turns.len() as u64
+    }
+
+    /// Forgets the key whose turn is the oldest, unless it had another since. `false`: no turns.
+    fn pop_turn(&mut self) -> bool {
+        let Some(key) = self.turns.pop_front() else { return false };
+        if self.winners.get(&key).is_some_and(|w| w.turn == self.first_turn) {
+            self.winners.remove(&key);
+            self.superseded.remove(&key);
+            self.forgotten_early += 1;
+        }
+        self.first_turn += 1;
+        true
+    }
+
+    /// Ends a slice of log time.
+    pub(super) fn close_slice(&mut self, latest: LogTime) {
+        let tail = self.tail();
+        self.marks.close(latest, tail);
+        self.slice_from = tail;
+    }
+
+    /// Forgets the slices whose time has come. `true`: some key was.
+    pub(super) fn forget(&mut self, lateness: &Lateness, frontier: LogTime) -> bool {
+        let Some(end) = self.marks.forget(lateness, frontier) else { return false };
+        // These are on time.
+        let early = self.forgotten_early;
+        while self.first_turn < end && self.pop_turn() {}
+        self.forgotten_early = early;
+        self.winners.shrink_to(self.winners.len() * 2);
+        self.turns.shrink_to(self.turns.len() * 2);
+        true
+    }
+
+    /// Drops what no event that comes from now on can need.
+    pub(super) fn settle(&mut self, frontier: LogTime) {
+        if self.superseded.is_empty() {
+            return;
+        }
+        let winners = &self.winners;
+        self.superseded.retain(|key, kept| {
+            // Ascending in log time: needed is a verdict whose successor came after the frontier.
+            let last = winners.get(key).map_or(frontier, |w| w.judged.log_time);
+            let after = |i: usize| kept.get(i + 1).map_or(last, |next| next.log_time);
+            let needed = (0..kept.len()).find(|&i| after(i) > frontier).unwrap_or(kept.len());
+            kept.drain(..needed);
+            !kept.is_empty()
+        });
+        self.superseded.shrink_to(self.superseded.len() * 2);
+    }
+
+    /// All memory, in use or not, about.
+    pub(super) fn bytes(&self) -> usize {
+        let kept: usize =
+            self.superseded.values().map(|k| k.capacity() * size_of::<Judged>()).sum();
+        self.winners.allocation_size()
+            + self.superseded.allocation_size()
+            + kept
+            + self.turns.capacity() * size_of::<IdHash>()
+            + self.marks.bytes()
+    }
+}
+
+/// Says of most keys that nothing was ever said about them, out of a few bits that stay in the
+/// cache, so that an event pays for verdicts only if there is one on it. It may say "perhaps" in
+/// vain, never "no"; so it decides about speed and not about money.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    bits: Box<[u64]>,
+    keys: usize,
+}
+
+impl Filter {
+    /// Bits a key at most: one event in sixteen is looked up in vain.
+    const BITS_PER_KEY: usize = 16;
+
+    #[inline(always)]
+    fn bit(&self, hash: u64) -> (usize, u64) {
+        // The index takes its home from the low half of the hash; this takes the high one.
+        let bit = ((hash >> 32) * (self.bits.len() as u64 * 64)) >> 32;
+        ((bit / 64) as usize, 1 << (bit % 64))
+    }
+
+    /// `false`: no key with this hash was added.
+    #[inline(always)]
+    pub(super) fn may_hold(&self, hash: u64) -> bool {
+        let (word, bit) = self.bit(hash);
+        self.bits.get(word).is_some_and(|w| w & bit != 0)
+    }
+
+    /// Adds a key. `false`: it is full, and must be made anew to hold this and all others.
+    #[must_use]
+    pub(super) fn add(&mut self, hash: u64) -> bool {
+        if (self.keys + 1) * Self::BITS_PER_KEY > self.bits.len() * 64 {
+            return false;
+        }
+        let (word, bit) = self.bit(hash);
+        self.bits[word] |= bit;
+        self.keys += 1;
+        true
+    }
+
+    /// Makes it anew for these keys, with room for as many more.
+    pub(super) fn rebuild(&mut self, keys: usize, hashes: impl Iterator<Item = u64>) {
+        let words = (keys.max(32) * 2 * Self::BITS_PER_KEY).div_ceil(64);
+        *self = Filter { bits: vec![0; words].into_boxed_slice(), keys: 0 };
+        for hash in hashes {
+            // Twice as large as its keys need.
+            let added = self.add(hash);
+            debug_assert!(added, "sized for {keys} keys");
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val::<[u64]>(&self.bits)
+    }
+}
