@@ -1,0 +1,78 @@
+//! Frames of events, decoded, by their position. A worker puts every batch here that it feeds to
+//! the dataflow; the ledger asks for one again when a verdict changes an event's standing
+//! ([`ReadBack`]), nearly always for a recent one. What is no longer here is read from the log and
+//! decoded again, to the same result: the log does not change.
+//!
+//! Bounded by bytes of payload; the oldest goes first. A batch read back is not kept: verdicts on
+//! one old frame in one epoch come together, and the ledger asks once for all of them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+use trueup_operators::{
+    event::EventBatch,
+    feed::{Located, ReadBack},
+    log::{Frame, Log, Topic},
+    symbols::Symbols,
+};
+
+/// The recent batches of a worker, and the way to the others.
+pub struct Batches<B> {
+    log: Arc<dyn Log>,
+    symbols: Arc<Symbols>,
+    recent: HashMap<(u16, u64), Arc<Located<B>>>,
+    order: VecDeque<((u16, u64), usize)>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl<B: EventBatch> Batches<B> {
+    /// None yet; keeps up to `bytes_max` bytes of payload.
+    pub fn new(log: Arc<dyn Log>, symbols: Arc<Symbols>, bytes_max: usize) -> Batches<B> {
+        let (recent, order) = (HashMap::new(), VecDeque::new());
+        Batches { log, symbols, recent, order, bytes: 0, bytes_max }
+    }
+
+    /// Decodes a frame and remembers it.
+    ///
+    /// # Errors
+    /// When the frame is no batch of events.
+    pub fn decode(&mut self, frame: &Frame) -> Result<Arc<Located<B>>, String> {
+        let located = self.locate(frame)?;
+        let place = (frame.partition, frame.offset);
+        self.recent.insert(place, Arc::clone(&located));
+        self.order.push_back((place, frame.payload.len()));
+        self.bytes += frame.payload.len();
+        while self.bytes > self.bytes_max {
+            let Some((oldest, bytes)) = self.order.pop_front() else { break };
+            self.recent.remove(&oldest);
+            self.bytes -= bytes;
+        }
+        Ok(located)
+    }
+
+    fn locate(&self, frame: &Frame) -> Result<Arc<Located<B>>, String> {
+        let batch = B::decode(frame, &self.symbols).map_err(|e| e.to_string())?;
+        let Frame { partition, offset, log_time, .. } = *frame;
+        Ok(Arc::new(Located { partition, offset, log_time, batch }))
+    }
+}
+
+/// A worker's batches as its ledger reads them.
+pub struct SharedBatches<B>(pub std::rc::Rc<std::cell::RefCell<Batches<B>>>);
+
+impl<B: EventBatch> ReadBack<B> for SharedBatches<B> {
+    fn read_back(&mut self, partition: u16, offset: u64) -> Result<Arc<Located<B>>, String> {
+        let batches = self.0.borrow();
+        if let Some(located) = batches.recent.get(&(partition, offset)) {
+            return Ok(Arc::clone(located));
+        }
+        let frames = batches
+            .log
+            .read(Topic::Events, partition, offset, offset + 1, 0)
+            .map_err(|e| e.to_string())?;
+        let frame = frames.first().ok_or("the log gave no frame")?;
+        batches.locate(frame)
+    }
+}

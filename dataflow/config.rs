@@ -1,0 +1,463 @@
+//! The configuration: `trueup.toml`, over it the environment, over that the flags. Every key is
+//! optional; a key that is not known is an error that names the nearest known one.
+//!
+//! Durations are text (`500ms`, `5m`, `24h`, `7d`), sizes are text or bytes (`256MiB`, `4096`).
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use trueup_operators::{access::Token, rollup::RollupSpec, time::Lateness};
+
+/// All of it, with every default.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the log and the identity of the installation are.
+    pub data_dir: PathBuf,
+    /// Where to listen.
+    pub server: Server,
+    /// Who may do what.
+    pub auth: Auth,
+    /// How the log is kept.
+    pub log: LogConfig,
+    /// Epochs, lateness and finality.
+    pub time: Time,
+    /// Worker threads.
+    pub workers: Workers,
+    /// What the collector takes.
+    pub limits: trueup_collector::Settings,
+    /// How far behind the dataflow may be, and what memory it may use.
+    pub flow: Flow,
+    /// What reports and subscriptions may ask for.
+    pub queries: trueup_queries::Limits,
+    /// The named rollups.
+    #[serde(rename = "rollup")]
+    pub rollups: Vec<RollupSpec>,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// The address and port of HTTP.
+    pub listen: SocketAddr,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// None: only loopback may connect.
+    pub tokens: Vec<Token>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Which log.
+    pub kind: LogKind,
+    /// Partitions of the events topic; fixed when the data directory is made.
+    pub partitions: u16,
+    /// When an append is on disk before it is acknowledged.
+    pub fsync: Fsync,
+    /// The size at which a segment file is sealed.
+    pub segment_bytes_max: Size,
+    /// Memory for frames that were appended last.
+    pub tail_bytes_max: Size,
+    /// Bytes that may wait to be written before the collector answers 503.
+    pub queue_bytes_max: Size,
+    /// How long segments are kept that a checkpoint covers.
+    pub retention: Span,
+}
+
+/// Which log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogKind {
+    /// Segment files in the data directory.
+    Embedded,
+}
+
+/// When an append is on disk before it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fsync {
+    /// Always; one fsync serves all requests that wait.
+    Batch,
+    /// Never forced. What was acknowledged survives a killed process, not a lost machine.
+    Never,
+}
+
+/// `[time]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Time {
+    /// How often an epoch closes.
+    pub tick: Span,
+    /// How long after its end a bucket is provisional.
+    pub allowed_lateness: Span,
+    /// How long after its end a bucket may still change.
+    pub correction_horizon: Span,
+    /// How far ahead of its arrival an event may claim to have happened.
+    pub future_skew_max: Span,
+}
+
+/// `[workers]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Workers {
+    /// How many threads.
+    pub threads: usize,
+}
+
+/// `[flow]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Flow {
+    /// An epoch closes before its tick when this much waits.
+    pub epoch_bytes_max: Size,
+    /// How many epochs may be under way.
+    pub epochs_in_flight_max: u64,
+    /// The collector answers 429 when the views are this many bytes of log behind.
+    pub lag_bytes_max: Size,
+    /// And when they are this many epochs behind.
+    pub lag_epochs_max: u64,
+    /// Memory for decoded batches that verdicts may ask for.
+    pub read_back_bytes_max: Size,
+    /// Memory for the changes of recent epochs, which subscribers resume from.
+    pub history_bytes_max: Size,
+    /// How long those are kept.
+    pub history: Span,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            data_dir: "./trueup-data".into(),
+            server: Server::default(),
+            auth: Auth::default(),
+            log: LogConfig::default(),
+            time: Time::default(),
+            workers: Workers::default(),
+            limits: trueup_collector::Settings::default(),
+            flow: Flow::default(),
+            queries: trueup_queries::Limits::default(),
+            rollups: RollupSpec::ad_defaults(),
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig {
+            kind: LogKind::Embedded,
+            partitions: 4,
+            fsync: Fsync::Batch,
+            segment_bytes_max: Size(256 << 20),
+            tail_bytes_max: Size(256 << 20),
+            queue_bytes_max: Size(128 << 20),
+            retention: Span(Duration::from_secs(7 * 86_400)),
+        }
+    }
+}
+
+impl Default for Time {
+    fn default() -> Self {
+        Time {
+            tick: Span(Duration::from_millis(100)),
+            allowed_lateness: Span(Duration::from_secs(5 * 60)),
+            correction_horizon: Span(Duration::from_secs(86_400)),
+            future_skew_max: Span(Duration::from_secs(5 * 60)),
+        }
+    }
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Workers { threads: 2 }
+    }
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Flow {
+            epoch_bytes_max: Size(16 << 20),
+            epochs_in_flight_max: 4,
+            lag_bytes_max: Size(512 << 20),
+            lag_epochs_max: 600,
+            read_back_bytes_max: Size(256 << 20),
+            history_bytes_max: Size(256 << 20),
+            history: Span(Duration::from_secs(600)),
+        }
+    }
+}
+
+/// A configuration that cannot be used. Says where, what, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+impl Config {
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// Names the key or value at fault.
+    pub fn parse(text: &str) -> Result<Config, ConfigError> {
+        toml::from_str::<Config>(text).map_err(|e| ConfigError(explain(&e.to_string())))
+    }
+
+    /// Checks what no single key can be checked for.
+    ///
+    /// # Errors
+    /// Names the keys that do not go together.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let error = |text: String| Err(ConfigError(text));
+        let Time { tick, allowed_lateness, correction_horizon, .. } = &self.time;
+        if tick.0 < Duration::from_millis(1) || tick.0 > Duration::from_secs(60) {
+            return error(format!("`time.tick` is {tick}; give 1ms to 60s"));
+        }
+        if allowed_lateness.0 > correction_horizon.0 {
+            return error(format!(
+                "`time.allowed_lateness` ({allowed_lateness}) is longer than \
+                 `time.correction_horizon` ({correction_horizon}); a bucket settles before it is \
+                 final"
+            ));
+        }
+        if !(1..=64).contains(&self.workers.threads) {
+            return error(format!("`workers.threads` is {}; give 1 to 64", self.workers.threads));
+        }
+        if !(1..=256).contains(&self.log.partitions) {
+            return error(format!("`log.partitions` is {}; give 1 to 256", self.log.partitions));
+        }
+        if self.flow.epochs_in_flight_max == 0 {
+            return error("`flow.epochs_in_flight_max` is 0; give 1 or more".into());
+        }
+        if self.auth.tokens.is_empty() && !self.server.listen.ip().is_loopback() {
+            return error(format!(
+                "`server.listen` is {} and no token is configured; configure `[auth] tokens`, or \
+                 listen on 127.0.0.1",
+                self.server.listen
+            ));
+        }
+        trueup_operators::rollup::check_ad_rollups(&self.rollups, crate::ads::AD_DIMENSIONS_MAX)
+            .map_err(|problem| ConfigError(problem.to_string()))
+    }
+
+    /// What decides lateness and finality.
+    pub fn lateness(&self) -> Lateness {
+        Lateness {
+            allowed_lateness_us: self.time.allowed_lateness.us(),
+            correction_horizon_us: self.time.correction_horizon.us(),
+            future_skew_us_max: self.time.future_skew_max.us(),
+        }
+    }
+
+    /// How the runtime runs it.
+    pub fn engine(&self) -> crate::engine::EngineSettings {
+        crate::engine::EngineSettings {
+            workers: self.workers.threads,
+            lateness: self.lateness(),
+            epochs: crate::epochs::EpochSettings {
+                tick: self.time.tick.0,
+                epoch_bytes_max: self.flow.epoch_bytes_max.0,
+                epochs_in_flight_max: self.flow.epochs_in_flight_max,
+            },
+            read_back_bytes_max: self.flow.read_back_bytes_max.0 as usize,
+        }
+    }
+
+    /// How the embedded log is kept.
+    pub fn journal(&self) -> trueup_log::Settings {
+        trueup_log::Settings {
+            partitions: self.log.partitions,
+            segment_bytes_max: self.log.segment_bytes_max.0,
+            tail_bytes_max: self.log.tail_bytes_max.0 as usize,
+            queue_bytes_max: self.log.queue_bytes_max.0,
+            fsync: match self.log.fsync {
+                Fsync::Batch => trueup_log::Fsync::Batch,
+                Fsync::Never => trueup_log::Fsync::Never,
+            },
+        }
+    }
+}
+
+/// Adds the nearest known key to serde's message about an unknown one.
+fn explain(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let (Some(unknown), true) = (quoted.first(), message.contains("unknown field")) else {
+        return message.to_owned();
+    };
+    let nearest = quoted[1..].iter().min_by_key(|known| edits(unknown, known));
+    match nearest {
+        Some(known) => format!("{}\ndid you mean `{known}`?", message.trim_end()),
+        None => message.to_owned(),
+    }
+}
+
+/// The Levenshtein distance.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A duration as text: a whole number and `us`, `ms`, `s`, `m`, `h` or `d`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+const SPANS: [(&str, u64); 6] = [
+    ("d", 86_400_000_000),
+    ("h", 3_600_000_000),
+    ("m", 60_000_000),
+    ("s", 1_000_000),
+    ("ms", 1_000),
+    ("us", 1),
+];
+
+impl Span {
+    /// In µs.
+    pub fn us(self) -> i64 {
+        // `FromStr` takes nothing longer than an i64 holds.
+        self.0.as_micros() as i64
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Span, String> {
+        let wrong = || format!("`{text}` is no duration; write for example 500ms, 5m or 24h");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+        let unit = SPANS.iter().find(|(name, _)| *name == &text[digits..]).ok_or_else(wrong)?;
+        let us = number.checked_mul(unit.1).filter(|&us| us < 1 << 60).ok_or_else(wrong)?;
+        Ok(Span(Duration::from_micros(us)))
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0.as_micros() as u64;
+        let (name, unit) =
+            SPANS.iter().find(|(_, unit)| us > 0 && us % unit == 0).unwrap_or(&SPANS[3]);
+        write!(f, "{}{name}", us / unit)
+    }
+}
+
+/// A number of bytes, as a number or as text with `KiB`, `MiB`, `GiB` or `TiB`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+const SIZES: [(&str, u64); 4] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Size, String> {
+        let wrong = || format!("`{text}` is no size; write for example 4096, 64KiB or 256MiB");
+        let (number, unit) = SIZES
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
+            .unwrap_or((text, 1));
+        let number: u64 = number.trim().parse().map_err(|_| wrong())?;
+        number.checked_mul(unit).map(Size).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match SIZES.iter().find(|(_, unit)| self.0 > 0 && self.0 % unit == 0) {
+            Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+macro_rules! as_text {
+    ($($type:ty),*) => {$(
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                #[derive(Deserialize)]
+                #[serde(untagged)]
+                enum Written { Number(u64), Text(String) }
+                let text = match Written::deserialize(deserializer)? {
+                    Written::Number(number) => number.to_string(),
+                    Written::Text(text) => text,
+                };
+                text.parse().map_err(D::Error::custom)
+            }
+        }
+    )*};
+}
+as_text!(Span, Size);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_a_configuration_of_their_own() {
+        let written = toml::to_string(&Config::default()).unwrap();
+        let read = Config::parse(&written).unwrap();
+        assert_eq!(written, toml::to_string(&read).unwrap());
+        read.check().unwrap();
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let error = Config::parse("[time]\nallowed_latenes = \"5m\"").unwrap_err().0;
+        assert!(error.contains("did you mean `allowed_lateness`?"), "{error}");
+        let error = Config::parse("[time]\ntick = \"5 minutes\"").unwrap_err().0;
+        assert!(error.contains("`5 minutes` is no duration"), "{error}");
+        let error = Config::parse("[log]\nkind = \"kafka\"").unwrap_err().0;
+        assert!(error.contains("kafka") && error.contains("embedded"), "{error}");
+    }
+
+    #[test]
+    fn spans_and_sizes_are_written_as_they_are_read() {
+        for text in ["500ms", "5m", "24h", "7d", "1us", "90s"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string().parse::<Span>(), text.parse());
+        }
+        assert_eq!("24h".parse::<Span>().unwrap().to_string(), "1d");
+        assert_eq!("256MiB".parse::<Size>().unwrap(), Size(256 << 20));
+        assert_eq!(Size(4096).to_string(), "4KiB");
+        assert!("99999999999999999999d".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        let check = |text: &str| Config::parse(text).unwrap().check().map_err(|e| e.0);
+        let error = check("[time]\nallowed_lateness = \"2d\"").unwrap_err();
+        assert!(error.contains("correction_horizon"), "{error}");
+        let error = check("[server]\nlisten = \"0.0.0.0:80\"").unwrap_err();
+        assert!(error.contains("token"), "{error}");
+    }
+}

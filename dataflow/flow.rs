@@ -1,0 +1,188 @@
+//! The dataflow as a job's author writes it: from the log through the ledger and the two-stage
+//! sums to views. Each step is a type, so that only what makes sense can be chained:
+//!
+//! ```text
+//! Source ──dedupe──▶ Deduped ──sum──▶ Sums ──accumulate──▶ Rollups ──views──▶ Output
+//! ```
+//!
+//! What flows is reachable at each step: [`Deduped::stream`] for operators of your own,
+//! [`Rollups::collection`] for differential's `join`, `reduce` and the rest.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+use timely::dataflow::{
+    StreamVec,
+    operators::{Concat, vec::Map},
+};
+use trueup_operators::{
+    accumulate::{self, Accumulated, Held, RowData, Said, Times},
+    change::{Counts, Sink},
+    commit::{self, Committed},
+    event::EventBatch,
+    feed::{Feed, Judgement},
+    ledger::{self, Ledger, LedgerSettings, Ledgered},
+    rollup::{ROWS_MAX_MAX, RollupSpec},
+    sum::{self, Chunk, Contribution, Exchanged},
+    symbols::Symbols,
+    time::{Epoch, Lateness},
+};
+
+use crate::batches::{Batches, SharedBatches};
+
+/// A job: what its events are, which rollups it keeps, and how the one becomes the other.
+///
+/// `N` is the most dimensions of a rollup. `dataflow/examples/orders.rs` is a whole job;
+/// `dataflow/topology.rs` is the ad job.
+pub trait Job<const N: usize>: Send + Sync + 'static {
+    /// The event type, as batches of columns.
+    type Batch: EventBatch;
+    /// What a rollup's rows add up.
+    type Metrics: Exchanged;
+
+    /// The rollups; the position in the list is the rollup's number.
+    fn rollups(&self) -> Vec<RollupSpec>;
+
+    /// Builds the dataflow. Called once on every worker; must build the same on each.
+    fn topology<'s>(&self, source: Source<'s, Self::Batch>) -> Output<'s, N, Self::Metrics>;
+}
+
+/// What every step of a worker's dataflow shares.
+pub(crate) struct Context<B> {
+    pub(crate) symbols: Arc<Symbols>,
+    pub(crate) lateness: Lateness,
+    pub(crate) rollups: Vec<RollupSpec>,
+    pub(crate) times: Times,
+    pub(crate) batches: Rc<RefCell<Batches<B>>>,
+    pub(crate) fault: Rc<dyn Fn(String)>,
+    pub(crate) ledgers: RefCell<Vec<Rc<RefCell<Ledger>>>>,
+    pub(crate) held: RefCell<Vec<Rc<RefCell<Held>>>>,
+}
+
+/// The job's events and verdicts, as the log's epochs bring them.
+pub struct Source<'s, B> {
+    pub(crate) events: StreamVec<'s, Epoch, Feed<B>>,
+    pub(crate) verdicts: StreamVec<'s, Epoch, Judgement>,
+    pub(crate) context: Rc<Context<B>>,
+}
+
+impl<'s, B: EventBatch> Source<'s, B> {
+    /// Lets each event id through once, and follows verdicts: exact, within the correction
+    /// horizon. See [`trueup_operators::ledger`].
+    pub fn dedupe(self) -> Deduped<'s, B> {
+        let Source { events, verdicts, context } = self;
+        let scope = events.scope();
+        let (worker, peers) = (scope.index() as u32, scope.peers() as u32);
+        let settings = LedgerSettings::new(context.lateness, worker, peers);
+        let read_back = SharedBatches(Rc::clone(&context.batches));
+        let fault = Rc::clone(&context.fault);
+        let (stream, ledger) = ledger::ledger(events, verdicts, settings, read_back, fault);
+        context.ledgers.borrow_mut().push(ledger);
+        Deduped { stream, context }
+    }
+}
+
+/// Events that count, and how they stand; changes of standing as verdicts come.
+pub struct Deduped<'s, B> {
+    stream: StreamVec<'s, Epoch, Arc<Ledgered<B>>>,
+    context: Rc<Context<B>>,
+}
+
+impl<'s, B: EventBatch> Deduped<'s, B> {
+    /// What the ledger says, batch by batch, for operators of your own.
+    pub fn stream(&self) -> StreamVec<'s, Epoch, Arc<Ledgered<B>>> {
+        self.stream.clone()
+    }
+
+    /// Sums what each event contributes, by the job's rollups, key and minute, on each worker.
+    pub fn sum<C, const N: usize>(self, contribution: C) -> Sums<'s, B, N, C::Metrics>
+    where
+        C: Contribution<B, N>,
+    {
+        let symbols = Arc::clone(&self.context.symbols);
+        let chunks = sum::sum(self.stream.clone(), contribution, symbols);
+        Sums { chunks, deduped: self }
+    }
+}
+
+/// Sums on their way to the owners of their keys.
+pub struct Sums<'s, B, const N: usize, M: Exchanged> {
+    chunks: StreamVec<'s, Epoch, Chunk<N, M>>,
+    deduped: Deduped<'s, B>,
+}
+
+impl<'s, B: EventBatch, const N: usize, M: Exchanged> Sums<'s, B, N, M> {
+    /// Adds them up at their owners: a row per rollup, granularity, bucket and key, and per epoch
+    /// what changed. Sums that find their bucket full are added up as `(other)`.
+    pub fn accumulate(self) -> Rollups<'s, B, N, M> {
+        let Sums { chunks, deduped } = self;
+        let context = &deduped.context;
+        let stage = |chunks, rollups| {
+            let (symbols, times) = (Arc::clone(&context.symbols), Rc::clone(&context.times));
+            accumulate::accumulate(chunks, rollups, context.lateness, symbols, times)
+        };
+        let Accumulated { said, folded, held } = stage(chunks, context.rollups.clone());
+        let mut unlimited = context.rollups.clone();
+        unlimited.iter_mut().for_each(|rollup| rollup.rows_max = ROWS_MAX_MAX);
+        let other = stage(folded, unlimited);
+        context.held.borrow_mut().extend([held, other.held]);
+        Rollups { said, others: other.said, deduped }
+    }
+}
+
+/// The rows of all rollups, as changes by epoch.
+pub struct Rollups<'s, B, const N: usize, M: Exchanged> {
+    said: StreamVec<'s, Epoch, Said<N, M>>,
+    others: StreamVec<'s, Epoch, Said<N, M>>,
+    deduped: Deduped<'s, B>,
+}
+
+impl<'s, B: EventBatch, const N: usize, M: Exchanged> Rollups<'s, B, N, M> {
+    /// The rows as a differential collection, −old +new at each epoch.
+    pub fn collection(
+        &self,
+    ) -> differential_dataflow::VecCollection<'s, Epoch, RowData<N, M>, isize>
+    where
+        M: Ord,
+    {
+        accumulate::collection(self.said.clone().concat(self.others.clone()))
+    }
+
+    /// Makes them the job's views, beside `late_events` and `quarantine`.
+    pub fn views(self) -> Output<'s, N, M> {
+        let Rollups { said, others, deduped } = self;
+        let fates = deduped.stream.flat_map(|ledgered: Arc<Ledgered<B>>| {
+            let counts =
+                (ledgered.counts != Counts::default()).then(|| Said::Counts(ledgered.counts));
+            let incidents = (!ledgered.incidents.is_empty())
+                .then(|| Said::Incidents(ledgered.incidents.clone()));
+            counts.into_iter().chain(incidents)
+        });
+        Output { said: said.concat(fates), others, times: Rc::clone(&deduped.context.times) }
+    }
+}
+
+/// A finished dataflow, to be connected to its sinks.
+pub struct Output<'s, const N: usize, M> {
+    said: StreamVec<'s, Epoch, Said<N, M>>,
+    others: StreamVec<'s, Epoch, Said<N, M>>,
+    times: Times,
+}
+
+impl<const N: usize, M: Exchanged> Output<'_, N, M> {
+    /// Connects the two sinks of a worker, one for rows and fates, one for `(other)` rows: each
+    /// numbers its rows from 0. Epochs are handed over from the one after `from` on.
+    pub(crate) fn connect(
+        self,
+        rows: impl Sink<N, M>,
+        others: impl Sink<N, M>,
+        from: Epoch,
+    ) -> [Committed; 2] {
+        let committed = [Rc::new(Cell::new(from)), Rc::new(Cell::new(from))];
+        commit::commit(self.said, rows, Rc::clone(&self.times), Rc::clone(&committed[0]));
+        commit::commit(self.others, others, self.times, Rc::clone(&committed[1]));
+        committed
+    }
+}

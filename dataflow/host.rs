@@ -1,0 +1,231 @@
+//! A job at home: its log in a directory, the engine on the log, the views of the engine. This is
+//! what the server hosts the ad job with, and what a program hosts a job of its own with.
+
+use crate::{
+    engine::{Engine, EngineSettings, StartError},
+    flow::Job,
+    rows::{Event, Rows},
+};
+use std::{path::Path, sync::Arc, time::Duration};
+use trueup_log::{Journal, system_clock};
+use trueup_operators::{
+    hash::{self, HashKey},
+    log::{Append, FRAME_RECORDS_MAX, Log, Topic, append_and_wait},
+    symbols::Symbols,
+    time::{BucketState, Epoch, EventTime},
+};
+use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings, Views};
+
+/// How long [`Host::settle`] waits. A restart on a large log takes as long as the log is large.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Rows copied out of a view at a time.
+const PAGE_ROWS: usize = 4_096;
+
+/// A running job with its log and its views.
+pub struct Host {
+    journal: Arc<Journal>,
+    symbols: Arc<Symbols>,
+    tables: Arc<dyn Tables>,
+    engine: Engine,
+    opened: trueup_log::Opened,
+}
+
+/// A row of a view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ViewRow {
+    /// The first instant of its bucket.
+    pub bucket: EventTime,
+    /// The texts of its dimensions; empty where absent.
+    pub dimensions: Vec<String>,
+    /// Its figures, in the order of [`crate::Group::COLUMNS`].
+    pub figures: Vec<i64>,
+    /// How often it has changed.
+    pub version: u64,
+    /// What may still happen to its bucket.
+    pub state: BucketState,
+}
+
+/// Why a host cannot do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The log, or the engine on it, cannot start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The log cannot take or give something.
+    #[error(transparent)]
+    Log(#[from] trueup_operators::log::LogError),
+    /// Events cannot be written as a batch.
+    #[error("the events cannot be encoded: {0}")]
+    Encode(#[from] arrow_schema::ArrowError),
+    /// A view cannot be read.
+    #[error(transparent)]
+    Read(#[from] trueup_sinks::tables::ReadError),
+    /// The job has no such view.
+    #[error("there is no view `{name}`; there are {known}")]
+    NoView {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The run cannot go on.
+    #[error("{0}")]
+    Fault(String),
+}
+
+impl Host {
+    /// Opens a job's directory, made if it is not there, and starts the job: everything that the
+    /// log holds flows through the dataflow again, and then what comes.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened, another process has it, or the log is damaged.
+    pub fn open<J: Job<N>, const N: usize>(
+        dir: &Path,
+        job: J,
+        log: trueup_log::Settings,
+        engine: EngineSettings,
+    ) -> Result<Host, HostError> {
+        let views = ViewSettings::new(engine.workers, job.rollups(), engine.lateness);
+        Host::open_with(dir, job, log, engine, views)
+    }
+
+    /// The same, and says what the views keep. (`views.workers` is set here.)
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn open_with<J: Job<N>, const N: usize>(
+        dir: &Path,
+        job: J,
+        log: trueup_log::Settings,
+        engine: EngineSettings,
+        views: ViewSettings,
+    ) -> Result<Host, HostError> {
+        let (journal, opened) = Journal::open(dir, log, system_clock())?;
+        Host::on(Arc::new(journal), opened, job, engine, views)
+    }
+
+    fn on<J: Job<N>, const N: usize>(
+        journal: Arc<Journal>,
+        opened: trueup_log::Opened,
+        job: J,
+        engine: EngineSettings,
+        mut views: ViewSettings,
+    ) -> Result<Host, HostError> {
+        let symbols = Arc::new(Symbols::default());
+        // Each worker has two sinks: its rows, and its `(other)` rows.
+        views.workers = engine.workers * 2;
+        let views: Arc<Views<N, J::Metrics>> = Views::new(views, Arc::clone(&symbols));
+        let announced = Arc::clone(&views);
+        let engine = Engine::start(
+            job,
+            Arc::clone(&journal) as Arc<dyn Log>,
+            Arc::clone(&symbols),
+            engine,
+            |worker| [0, 1].map(|stage| Box::new(views.shard(worker * 2 + stage)) as Box<_>),
+            move |times| announced.announce(times),
+        )?;
+        Ok(Host { journal, symbols, tables: views, engine, opened })
+    }
+
+    /// Appends events and waits until they are durable. An event that was sent before is a
+    /// duplicate and changes nothing, so a sender that is not sure sends again.
+    ///
+    /// # Errors
+    /// When nothing, or not everything, is certain to be durable: send again.
+    pub fn send<E: Event>(&self, events: &[E]) -> Result<(), HostError> {
+        let key = self.key();
+        let partitions = self.journal.partitions(Topic::Events);
+        let mut parts: Vec<Vec<&E>> = (0..partitions).map(|_| Vec::new()).collect();
+        for event in events {
+            let partition = hash::partition(&Rows::id_hash(event, &key), partitions);
+            parts[usize::from(partition)].push(event);
+        }
+        let mut frames = Vec::new();
+        for (partition, events) in parts.iter().enumerate() {
+            for events in events.chunks(FRAME_RECORDS_MAX) {
+                frames.push(Append {
+                    topic: Topic::Events,
+                    partition: partition as u16,
+                    schema_version: 1,
+                    records: events.len() as u32,
+                    payload: Rows::encode(events, &key)?,
+                });
+            }
+        }
+        append_and_wait(&*self.journal, frames)?;
+        Ok(())
+    }
+
+    /// Waits until the views show everything that is durable now.
+    ///
+    /// # Errors
+    /// Why the run cannot go on.
+    pub fn settle(&self) -> Result<Epoch, HostError> {
+        self.engine.settle(PATIENCE).map_err(HostError::Fault)
+    }
+
+    /// All rows of a view, of one epoch, sorted by bucket and dimensions.
+    ///
+    /// # Errors
+    /// When there is no such view, or no epoch yet.
+    pub fn rows(&self, view: &str) -> Result<Vec<ViewRow>, HostError> {
+        let catalog = self.tables.catalog();
+        let found = catalog.view(view).filter(|v| matches!(v.kind, ViewKind::Table { .. }));
+        let Some(found) = found else {
+            let known: Vec<&str> = catalog.views().iter().map(|v| v.name.as_str()).collect();
+            return Err(HostError::NoView { name: view.into(), known: known.join(", ") });
+        };
+        let (mut rows, mut epoch, mut from) = (Vec::new(), None, None);
+        loop {
+            let page = self.tables.page(found.id, &Filter::default(), epoch, from, PAGE_ROWS)?;
+            rows.extend(page.rows.rows().map(|row| ViewRow {
+                bucket: EventTime(row.start_us),
+                dimensions: row.key.iter().map(|&s| self.symbols.text(s).to_string()).collect(),
+                figures: row.values.to_vec(),
+                version: row.version,
+                state: row.state,
+            }));
+            (epoch, from) = (Some(page.at.epoch), page.next);
+            if from.is_none() {
+                break;
+            }
+        }
+        rows.sort_by(|a, b| (a.bucket, &a.dimensions).cmp(&(b.bucket, &b.dimensions)));
+        Ok(rows)
+    }
+
+    /// The secret that ids are hashed with.
+    pub fn key(&self) -> HashKey {
+        self.journal.identity().hash_key
+    }
+
+    /// The log.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// The texts of dimensions.
+    pub fn symbols(&self) -> &Arc<Symbols> {
+        &self.symbols
+    }
+
+    /// The views, to be asked anything, and to be served.
+    pub fn tables(&self) -> &Arc<dyn Tables> {
+        &self.tables
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What opening the log found.
+    pub fn opened(&self) -> &trueup_log::Opened {
+        &self.opened
+    }
+
+    /// Ends the run; the log has everything.
+    pub fn close(self) {
+        self.engine.stop();
+    }
+}

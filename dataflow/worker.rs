@@ -1,0 +1,265 @@
+//! A worker: a thread that owns some partitions, feeds their frames to its part of the dataflow
+//! epoch by epoch, and steps it. The only code that both reads the log and touches the dataflow.
+//!
+//! Partition *p* belongs to worker *p* mod *workers*. The one partition of verdicts is read by
+//! worker 0, which sends each verdict to the owner of its event, and a verdict on an impression to
+//! all. A worker parks when there is nothing to do; a new plan or a question unparks it.
+
+use crate::{
+    batches::Batches,
+    engine::{Ask, EngineSettings, Shared},
+    epochs::Plan,
+    flow::{Context, Job, Source},
+};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError},
+    },
+    time::Duration,
+};
+use timely::{
+    container::CapacityContainerBuilder,
+    dataflow::{InputHandle, operators::Input},
+    worker::Worker,
+};
+use trueup_operators::{
+    accumulate::{Held, Times},
+    change::Sink,
+    commit::Committed,
+    event::{EventBatch, Target, Verdict},
+    feed::{Feed, Judgement},
+    hash,
+    ledger::Ledger,
+    log::{Frame, Log, Topic},
+    remap::RemapRow,
+    time::Epoch,
+};
+
+/// The partition of the verdicts topic.
+const VERDICTS: u16 = 0;
+/// Bytes of frames taken from the log at a time.
+const READ_BYTES: usize = 8 << 20;
+/// The longest sleep: a bound on what a lost wake-up could cost, and never in the way of one.
+const PARK: Duration = Duration::from_millis(100);
+
+type Handle<D> = InputHandle<Epoch, CapacityContainerBuilder<Vec<D>>>;
+
+/// One worker's dataflow and its ends.
+struct Running<B: 'static> {
+    events: Handle<Feed<B>>,
+    verdicts: Handle<Judgement>,
+    times: Times,
+    committed: [Committed; 2],
+    batches: Rc<RefCell<Batches<B>>>,
+    ledgers: Vec<Rc<RefCell<Ledger>>>,
+    held: Vec<Rc<RefCell<Held>>>,
+}
+
+/// Builds the dataflow and runs until the plans end.
+pub(crate) fn run<J: Job<N>, const N: usize>(
+    worker: &mut Worker,
+    job: &J,
+    shared: &Arc<Shared>,
+    plans: &Receiver<Plan>,
+    asks: &Receiver<Ask>,
+    sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
+) {
+    let mut running = build(worker, job, shared, sinks);
+    let index = worker.index();
+    let mut reported = 0;
+    loop {
+        match plans.try_recv() {
+            Ok(plan) => {
+                if let Err(reason) = running.feed(index, worker.peers(), shared, &plan) {
+                    return shared.epochs.fail(format!("worker {index}: {reason}"));
+                }
+            }
+            Err(TryRecvError::Empty) => {
+                worker.step_or_park(Some(PARK));
+            }
+            Err(TryRecvError::Disconnected) => break,
+        }
+        worker.step();
+        while let Ok(ask) = asks.try_recv() {
+            running.answer(ask);
+        }
+        let committed = running.committed.iter().map(|c| c.get()).min().unwrap_or(0);
+        if committed > reported {
+            reported = committed;
+            running.times.borrow_mut().retain(|&epoch, _| epoch > committed);
+            running.report(index, shared);
+            shared.epochs.commit(index, committed);
+        }
+    }
+    drop(running);
+    while worker.has_dataflows() && shared.epochs.fault().is_none() {
+        worker.step_or_park(Some(PARK));
+    }
+}
+
+fn build<J: Job<N>, const N: usize>(
+    worker: &mut Worker,
+    job: &J,
+    shared: &Arc<Shared>,
+    sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
+) -> Running<J::Batch> {
+    let EngineSettings { lateness, read_back_bytes_max, workers, .. } = shared.settings;
+    let times = Times::default();
+    let batches = Rc::new(RefCell::new(Batches::new(
+        Arc::clone(&shared.log),
+        Arc::clone(&shared.symbols),
+        read_back_bytes_max / workers,
+    )));
+    let fault = {
+        let (shared, index) = (Arc::clone(shared), worker.index());
+        Rc::new(move |reason: String| shared.epochs.fail(format!("worker {index}: {reason}")))
+    };
+    let mut events: Handle<Feed<J::Batch>> = InputHandle::new();
+    let mut verdicts: Handle<Judgement> = InputHandle::new();
+    let context = Rc::new(Context {
+        symbols: Arc::clone(&shared.symbols),
+        lateness,
+        rollups: job.rollups(),
+        times: Rc::clone(&times),
+        batches: Rc::clone(&batches),
+        fault,
+        ledgers: RefCell::default(),
+        held: RefCell::default(),
+    });
+    let committed = worker.dataflow::<Epoch, _, _>(|scope| {
+        let source = Source {
+            events: scope.input_from(&mut events),
+            verdicts: scope.input_from(&mut verdicts),
+            context: Rc::clone(&context),
+        };
+        let [rows, others] = sinks;
+        job.topology(source).connect(Boxed(rows), Boxed(others), 0)
+    });
+    let (ledgers, held) = (context.ledgers.take(), context.held.take());
+    Running { events, verdicts, times, committed, batches, ledgers, held }
+}
+
+/// A sink behind a pointer.
+struct Boxed<const N: usize, M>(Box<dyn Sink<N, M>>);
+
+impl<const N: usize, M: trueup_operators::metrics::Group> Sink<N, M> for Boxed<N, M> {
+    fn commit(&mut self, commit: trueup_operators::change::Commit<N, M>) {
+        self.0.commit(commit);
+    }
+}
+
+impl<B: EventBatch> Running<B> {
+    /// Gives this worker's part of an epoch to the dataflow.
+    fn feed(
+        &mut self,
+        index: usize,
+        peers: usize,
+        shared: &Shared,
+        plan: &Plan,
+    ) -> Result<(), String> {
+        let Plan { before, row } = plan;
+        let times = row.times(before);
+        self.times.borrow_mut().insert(row.epoch, times);
+        self.events.advance_to(row.epoch);
+        self.verdicts.advance_to(row.epoch);
+        self.events.send(Feed::Open(times));
+        for partition in (index..row.events.len()).step_by(peers) {
+            read_each(&*shared.log, Topic::Events, partition as u16, plan, |frame| {
+                let located = self.batches.borrow_mut().decode(&frame)?;
+                self.events.send(Feed::Batch(located));
+                Ok(())
+            })?;
+        }
+        if index == 0 {
+            let partitions = row.events.len() as u16;
+            read_each(&*shared.log, Topic::Verdicts, VERDICTS, plan, |frame| {
+                judge(&frame, partitions, peers as u32, |j| self.verdicts.send(j))
+            })?;
+        }
+        self.events.advance_to(row.epoch + 1);
+        self.verdicts.advance_to(row.epoch + 1);
+        Ok(())
+    }
+
+    fn answer(&self, ask: Ask) {
+        let entry = self.ledgers.iter().find_map(|ledger| ledger.borrow().lookup(&ask.id));
+        // Who asked may have gone away.
+        let _gone = ask.answer.send(entry);
+    }
+
+    fn report(&self, index: usize, shared: &Shared) {
+        let mut memory = shared.memory.lock();
+        let of = &mut memory[index];
+        of.ledger_bytes = self.ledgers.iter().map(|l| l.borrow().bytes()).sum();
+        of.ledger_events = self.ledgers.iter().map(|l| l.borrow().len()).sum();
+        of.rows = self.held.iter().map(|h| h.borrow().rows).sum();
+        of.rows_bytes = self.held.iter().map(|h| h.borrow().bytes).sum();
+    }
+}
+
+/// Reads what an epoch holds of a partition, frame by frame.
+fn read_each(
+    log: &dyn Log,
+    topic: Topic,
+    partition: u16,
+    plan: &Plan,
+    mut take: impl FnMut(Frame) -> Result<(), String>,
+) -> Result<(), String> {
+    let upto = |row: &RemapRow| match topic {
+        Topic::Events => row.events[usize::from(partition)].offset,
+        _ => row.verdicts[usize::from(partition)].offset,
+    };
+    let (mut from, to) = (upto(&plan.before), upto(&plan.row));
+    while from < to {
+        let frames = log.read(topic, partition, from, to, READ_BYTES).map_err(|e| e.to_string())?;
+        from = frames.last().map_or(to, |frame| frame.offset + 1);
+        frames.into_iter().try_for_each(&mut take)?;
+    }
+    Ok(())
+}
+
+/// The verdicts of a frame, addressed to the workers that they concern.
+fn judge(
+    frame: &Frame,
+    partitions: u16,
+    peers: u32,
+    mut send: impl FnMut(Judgement),
+) -> Result<(), String> {
+    let verdicts: Vec<Verdict> = serde_json::from_slice(&frame.payload)
+        .map_err(|e| format!("the verdicts at offset {}: {e}", frame.offset))?;
+    for (i, verdict) in verdicts.iter().enumerate() {
+        let owner = u32::from(hash::partition(&verdict.hash, partitions)) % peers;
+        let workers = match verdict.target {
+            Target::Event => owner..owner + 1,
+            Target::Impression => 0..peers,
+        };
+        for worker in workers {
+            send(Judgement {
+                worker,
+                target: verdict.target,
+                hash: verdict.hash,
+                invalid: verdict.invalid,
+                decided_at_us: verdict.decided_at_us,
+                log_time: frame.log_time,
+                arrival: (frame.offset, i as u32),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Memory of a worker, by part.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WorkerMemory {
+    /// The ledger's, with indexes and room to grow.
+    pub ledger_bytes: usize,
+    /// Events that it remembers.
+    pub ledger_events: usize,
+    /// Rows of buckets that are not final.
+    pub rows: usize,
+    /// Bytes of those.
+    pub rows_bytes: usize,
+}
