@@ -20,6 +20,7 @@ pub mod ipc;
 pub mod life;
 pub mod rows;
 pub mod topology;
+pub mod verify;
 mod worker;
 
 pub use engine::{Engine, EngineSettings, StartError};
