@@ -64,7 +64,8 @@ use trueup_operators::{
 /// How much the views keep.
 #[derive(Clone, Debug)]
 pub struct ViewSettings {
-    /// How many workers deliver.
+    /// How many sinks deliver: one a worker, or more when a worker's results leave by several
+    /// operators. A row belongs to one of them.
     pub workers: usize,
     /// The job's rollups; a table's rollup number is a place in this list.
     pub rollups: Vec<RollupSpec>,

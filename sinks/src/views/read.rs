@@ -154,9 +154,11 @@ fn collect<const N: usize, M: Group>(
     at: EpochTimes,
     sums: &mut Sums<N, M>,
 ) -> Result<(), ReadError> {
-    // Every row of the table is one of the answer: nothing has to be looked up.
+    // Every row of the table is one of the answer: nothing has to be looked up. (With a single
+    // dimension the `(other)` row of a key has the same key, so those two have to meet.)
+    let dimensions = views.dimensions(table);
     let is_one_to_one =
-        query.slots == Slots::Each && keeps_all(&query.by, filter, views.dimensions(table));
+        query.slots == Slots::Each && dimensions > 1 && keeps_all(&query.by, filter, dimensions);
     let mut left = query.scan_rows_max;
     let mut chunk = Vec::new();
     for shard in &views.shards {

@@ -1,0 +1,301 @@
+//! Single rules, a case each.
+use super::*;
+use crate::tables::{Start, Step};
+use trueup_operators::{
+    change::{Change, Changes},
+    event::Position,
+    metrics::Metrics,
+    money::Nanos,
+    time::LogTime,
+};
+
+const TABLE: TableId = TableId { rollup: 0, granularity: Granularity::Minute };
+
+fn settings(workers: usize) -> ViewSettings {
+    let lateness = Lateness {
+        allowed_lateness_us: MINUTE_US,
+        correction_horizon_us: 5 * MINUTE_US,
+        future_skew_us_max: MINUTE_US,
+    };
+    let rollups = vec![RollupSpec::new("a", &["campaignId", "country"])];
+    ViewSettings { retention_us: [MINUTE_US; 3], ..ViewSettings::new(workers, rollups, lateness) }
+}
+
+fn times(epoch: Epoch, frontier_us: i64) -> EpochTimes {
+    let frontier = LogTime(frontier_us);
+    EpochTimes { epoch, frontier_before: frontier, frontier, latest: frontier }
+}
+
+fn metrics(impressions: i64) -> Metrics {
+    Metrics { impressions, spend: Nanos(1_500), ..Metrics::default() }
+}
+
+fn change(row: u32, key: [u32; 2], old_version: u32, old: i64, new: i64) -> Change<2, Metrics> {
+    let of = |n| if n == 0 { Metrics::default() } else { metrics(n) };
+    Change { row, old_version, key, old: of(old), new: of(new) }
+}
+
+fn commit(epoch: Epoch, changes: Vec<Change<2, Metrics>>) -> Commit<2, Metrics> {
+    let changes = Changes { table: TABLE, bucket: Bucket(0), changes };
+    let changes = if changes.changes.is_empty() { vec![] } else { vec![changes] };
+    Commit { epoch, changes, incidents: vec![], counts: Counts::default() }
+}
+
+fn views(settings: ViewSettings) -> (Arc<Views<2, Metrics>>, Vec<ShardSink<2, Metrics>>) {
+    let symbols = Arc::new(Symbols::default());
+    for text in ["c1", "c2", "SE", "DE"] {
+        symbols.intern(text);
+    }
+    let workers = settings.workers;
+    let views = Views::new(settings, symbols);
+    let sinks = (0..workers).map(|w| views.shard(w)).collect();
+    (views, sinks)
+}
+
+fn rows(views: &Views<2, Metrics>, filter: &Filter, epoch: Option<Epoch>) -> Vec<(Vec<u32>, i64)> {
+    let page = views.page(ViewId(0), filter, epoch, None, 100).unwrap();
+    page.rows.rows().map(|r| (r.key.to_vec(), r.values[0])).collect()
+}
+
+#[test]
+fn an_epoch_shows_when_it_was_announced_and_all_workers_delivered_it() {
+    let (views, mut sinks) = views(settings(2));
+    sinks[0].commit(commit(5, vec![change(0, [2, 4], 0, 0, 3)]));
+    sinks[1].commit(commit(5, vec![]));
+    assert_eq!(views.visible(), None);
+    views.announce(times(5, 0));
+    assert_eq!(views.visible().map(|t| t.epoch), Some(5));
+    views.announce(times(5, 99));
+    assert_eq!(views.visible(), Some(times(5, 0)), "telling it again changes nothing");
+    views.announce(times(6, 1));
+    sinks[1].commit(commit(6, vec![change(0, [3, 4], 0, 0, 1)]));
+    assert_eq!(rows(&views, &Filter::default(), None), [(vec![2, 4], 3)]);
+    sinks[0].commit(commit(6, vec![change(0, [2, 4], 1, 3, 4)]));
+    assert_eq!(rows(&views, &Filter::default(), None), [(vec![2, 4], 4), (vec![3, 4], 1)]);
+    assert_eq!(rows(&views, &Filter::default(), Some(5)), [(vec![2, 4], 3)]);
+}
+
+#[test]
+fn nothing_shows_before_a_checkpoint_is_loaded() {
+    let (views, mut sinks) = views(settings(1));
+    views.show_from(3);
+    let counts = Counts { fates: [5, 0, 1, 0, 0], ..Counts::default() };
+    let position = Position { partition: 0, offset: 7, row: 0 };
+    let listed = Incident { fate: Fate::Conflict, position, log_time: LogTime(0) };
+    views.restore(&counts, &[listed]);
+    for epoch in 1..=3 {
+        assert_eq!(views.visible(), None);
+        views.announce(times(epoch, 0));
+        sinks[0].commit(commit(epoch, vec![change(epoch as u32, [2, 4], 8, 0, 1)]));
+    }
+    assert_eq!(views.visible().map(|t| t.epoch), Some(3));
+    assert_eq!(views.first_epoch(), Some(3));
+    assert_eq!(rows(&views, &Filter::default(), None).len(), 3);
+    assert_eq!(views.counts().unwrap().1, counts);
+    assert_eq!(views.incidents(&[Fate::Conflict], None, None, 9).unwrap().incidents.len(), 1);
+    let page = views.page(ViewId(0), &Filter::default(), None, None, 1).unwrap();
+    assert_eq!(page.rows.row(0).version, 9);
+}
+
+#[test]
+#[should_panic(expected = "epoch 1 was committed after epoch 1")]
+fn an_epoch_that_comes_twice_ends_the_run() {
+    let (_views, mut sinks) = views(settings(1));
+    sinks[0].commit(commit(1, vec![]));
+    sinks[0].commit(commit(1, vec![]));
+}
+
+#[test]
+fn a_row_number_may_go_to_another_key() {
+    let (views, mut sinks) = views(settings(1));
+    let keys = [[2, 4], [3, 4], [2, 5], [3, 4]];
+    for (i, &key) in keys.iter().enumerate() {
+        let epoch = 2 * i as u64;
+        for (epoch, change) in [
+            (epoch, change(0, key, 0, 0, i as i64 + 1)),
+            (epoch + 1, change(0, key, 1, i as i64 + 1, 0)),
+        ] {
+            views.announce(times(epoch, 0));
+            sinks[0].commit(commit(epoch, vec![change]));
+        }
+    }
+    for (i, &key) in keys.iter().enumerate() {
+        let epoch = 2 * i as u64;
+        for campaign in ["c1", "c2"] {
+            let filter = Filter { dimensions: vec![(0, campaign.into())], ..Filter::default() };
+            let is_his = (campaign == "c1") == (key[0] == 2);
+            let expected = if is_his { vec![(key.to_vec(), i as i64 + 1)] } else { vec![] };
+            assert_eq!(rows(&views, &filter, Some(epoch)), expected);
+            assert_eq!(rows(&views, &filter, Some(epoch + 1)), []);
+            // Whoever follows from here to the end sees it go, and nothing else.
+            let tables: Arc<dyn Tables> = views.clone();
+            let mut follow = tables.follow(ViewId(0), filter, Start::After(Some(epoch))).unwrap();
+            let (mut block, mut none) = (RowBlock::default(), Vec::new());
+            if epoch < 7 {
+                assert!(matches!(follow.step(9, &mut block, &mut none), Ok(Step::Reached(_))));
+                let diffs: Vec<_> = block.rows().map(|r| (r.values[0], r.diff)).collect();
+                let expected = if is_his { vec![(i as i64 + 1, -1)] } else { vec![] };
+                assert_eq!(diffs, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_is_a_column_and_a_bucket_leaves_at_last() {
+    let (views, mut sinks) = views(settings(1));
+    views.announce(times(0, 0));
+    sinks[0].commit(commit(0, vec![change(0, [2, 4], 0, 0, 3), change(1, [3, 4], 0, 0, 4)]));
+    let tables: Arc<dyn Tables> = views.clone();
+    let mut follow = tables.follow(ViewId(0), Filter::default(), Start::Snapshot(None)).unwrap();
+    let mut seen = Vec::new();
+    for (epoch, minutes) in [(1, 1), (2, 2), (3, 5), (4, 6), (5, 7)] {
+        let (mut block, mut none) = (RowBlock::default(), Vec::new());
+        while !matches!(follow.step(9, &mut block, &mut none).unwrap(), Step::Idle) {
+            seen.extend(block.rows().map(|r| (r.state.name(), r.diff)));
+        }
+        seen.push(("", 0));
+        views.announce(times(epoch, minutes * MINUTE_US));
+        sinks[0].commit(commit(epoch, vec![]));
+    }
+    let (mut block, mut none) = (RowBlock::default(), Vec::new());
+    follow.step(9, &mut block, &mut none).unwrap();
+    seen.extend(block.rows().map(|r| (r.state.name(), r.diff)));
+    let both = |from, to| [(from, -1), (to, 1), (from, -1), (to, 1)];
+    let mut expected = vec![("provisional", 1), ("provisional", 1), ("", 0), ("", 0)];
+    expected.extend(both("provisional", "settling"));
+    expected.extend([("", 0), ("", 0)]);
+    expected.extend(both("settling", "final"));
+    expected.extend([("", 0), ("final", -1), ("final", -1)]);
+    assert_eq!(seen, expected);
+    assert_eq!(rows(&views, &Filter::default(), None), []);
+    assert_eq!(rows(&views, &Filter::default(), Some(4)).len(), 2);
+    assert_eq!(views.kept_from_us(Granularity::Minute, times(5, 7 * MINUTE_US)), MINUTE_US);
+}
+
+#[test]
+fn a_bucket_that_nobody_can_read_any_more_is_freed() {
+    let (views, mut sinks) = views(settings(1));
+    views.announce(times(0, 0));
+    sinks[0].commit(commit(0, vec![change(0, [2, 4], 0, 0, 3)]));
+    assert_eq!(views.memory().rows, 1);
+    for epoch in 1..40 {
+        views.announce(times(epoch, epoch as i64 * MINUTE_US));
+        sinks[0].commit(commit(epoch, vec![]));
+        let kept = views.first_epoch().is_some_and(|first| first < 7);
+        assert_eq!(views.memory().rows, usize::from(kept), "at {epoch}");
+    }
+}
+
+#[test]
+fn limits_of_a_sum_are_errors() {
+    let (views, mut sinks) = views(settings(1));
+    views.announce(times(0, 0));
+    let changes = (0..50).map(|row| change(row, [2 + row % 2, 6 + row], 0, 0, 1)).collect();
+    sinks[0].commit(commit(0, changes));
+    let query = SumQuery {
+        rollup: 0,
+        granularity: Granularity::Minute,
+        buckets: Bucket(0)..Bucket(1),
+        filter: Filter::default(),
+        by: vec![],
+        slots: Slots::Each,
+        finalized_only: false,
+        rows_max: 10,
+        scan_rows_max: 50,
+        epoch: None,
+    };
+    assert_eq!(views.sum(&query).unwrap().rows.len(), 1);
+    let limited = SumQuery { scan_rows_max: 49, ..query.clone() };
+    assert_eq!(views.sum(&limited).err(), Some(ReadError::TooMuchToRead { scan_rows_max: 49 }));
+}
+
+#[test]
+fn figures_beyond_a_rows_counters_add_up_in_a_report() {
+    let (views, mut sinks) = views(settings(1));
+    views.announce(times(0, 0));
+    let most = Metrics { clicks: i32::MAX, spend: Nanos(1_000), ..Metrics::default() };
+    let row = |row, key| Change { row, old_version: 0, key, old: Metrics::default(), new: most };
+    sinks[0].commit(commit(0, vec![row(0, [2, 4]), row(1, [2, 5]), row(2, [3, 4])]));
+    let query = SumQuery {
+        rollup: 0,
+        granularity: Granularity::Minute,
+        buckets: Bucket(0)..Bucket(1),
+        filter: Filter::default(),
+        by: vec![],
+        slots: Slots::One,
+        finalized_only: false,
+        rows_max: 10,
+        scan_rows_max: 50,
+        epoch: None,
+    };
+    let summed = views.sum(&query).unwrap();
+    assert_eq!(summed.rows.row(0).values[1], 3 * i64::from(i32::MAX));
+    assert_eq!(summed.rows.row(0).values[5], 3);
+}
+
+#[test]
+fn readers_see_one_epoch_while_workers_go_on() {
+    // One worker's rows go up when the other's go down, so at each epoch the sum is the same.
+    let (views, sinks) = views(ViewSettings { history_bytes_max: 4 << 20, ..settings(2) });
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let rows = 6_000_u32;
+    std::thread::scope(|scope| {
+        for (worker, mut sink) in sinks.into_iter().enumerate() {
+            let (views, stop) = (&views, &stop);
+            scope.spawn(move || {
+                for epoch in 0..Epoch::MAX {
+                    // As in the dataflow, nobody is more than a few epochs ahead.
+                    while views.visible().map_or(0, |t| t.epoch) + 3 < epoch {
+                        std::thread::yield_now();
+                    }
+                    if stop.load(std::sync::atomic::Ordering::Acquire) {
+                        return;
+                    }
+                    views.announce(times(epoch, 0));
+                    let up = (epoch as u32).is_multiple_of(2);
+                    let (old, new) = if up == (worker == 0) { (10, 20) } else { (20, 10) };
+                    let old = if epoch == 0 { 0 } else { old };
+                    let key = |row| [2, row % 3 + 4];
+                    let changes =
+                        (0..rows).map(|r| change(r, key(r), epoch as u32, old, new)).collect();
+                    sink.commit(commit(epoch, changes));
+                }
+            });
+        }
+        let mut reads = 0;
+        for _ in 0..2_000 {
+            if reads == 50 {
+                break;
+            }
+            let query = SumQuery {
+                rollup: 0,
+                granularity: Granularity::Minute,
+                buckets: Bucket(0)..Bucket(1),
+                filter: Filter { dimensions: vec![(0, "c1".into())], ..Filter::default() },
+                by: vec![],
+                slots: Slots::One,
+                finalized_only: false,
+                rows_max: 10,
+                scan_rows_max: u64::MAX,
+                epoch: None,
+            };
+            match views.sum(&query) {
+                Ok(summed) => {
+                    reads += 1;
+                    let found = summed.rows.row(0).values[0];
+                    if found != i64::from(rows) * 30 {
+                        stop.store(true, std::sync::atomic::Ordering::Release);
+                    }
+                    assert_eq!(found, i64::from(rows) * 30);
+                }
+                Err(error) => {
+                    assert!(matches!(error, ReadError::NotReady | ReadError::Gone { .. }));
+                    std::thread::yield_now();
+                }
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Release);
+        assert_eq!(reads, 50);
+    });
+}
