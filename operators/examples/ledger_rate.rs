@@ -93,7 +93,7 @@ fn run(name: &str, events: u64, copies: u64, grouped: bool, sized: bool) {
     if sized {
         ledger.reserve(events as usize, 0..VNODES);
     }
-    let (mut total_ns, mut worst_ns, mut counts) = (0, 0, [0; 5]);
+    let (mut batches_ns, mut counts) = (Vec::new(), [0; 5]);
     for (epoch, from) in (0..events).step_by(BATCH as usize).enumerate() {
         let log_time = LogTime(START_US + (from / 1_000) as i64);
         let located = Arc::new(Located {
@@ -115,16 +115,19 @@ fn run(name: &str, events: u64, copies: u64, grouped: bool, sized: bool) {
             Ok(out) => counts.iter_mut().zip(out.counts.fates).for_each(|(a, b)| *a += b),
             Err(fault) => return eprintln!("{fault}"),
         }
-        total_ns += ns;
-        worst_ns = worst_ns.max(ns);
+        batches_ns.push(ns);
     }
-    let batches = events.div_ceil(BATCH);
+    let total_ns: u128 = batches_ns.iter().sum();
+    let per_event = |ns: u128| ns as f64 / BATCH as f64;
+    batches_ns.sort_unstable();
+    let batches = batches_ns.len();
     println!(
-        "{name:<8} {:5.1} ns/event  batch {:4.0} µs, worst {:5.0} µs  {:5.1} B/event counted, \
-         {:5.1} resident  {counts:?}",
-        total_ns as f64 / (batches * BATCH) as f64,
-        total_ns as f64 / batches as f64 / 1e3,
-        worst_ns as f64 / 1e3,
+        "{name:<8} {:5.1} ns/event, median batch {:5.1}; batch {:4.0} µs, worst {:5.0} µs; \
+         {:5.1} B/event counted, {:5.1} resident; {counts:?}",
+        per_event(total_ns) / batches as f64,
+        per_event(batches_ns[batches / 2]),
+        batches_ns[batches / 2] as f64 / 1e3,
+        batches_ns[batches - 1] as f64 / 1e3,
         ledger.bytes() as f64 / ledger.len() as f64,
         resident_bytes().saturating_sub(before) as f64 / ledger.len() as f64,
     );

@@ -46,19 +46,22 @@ impl<T> Pool<T> {
     }
 }
 
-/// The queue. Invariant: `chunks` hold the entries `base..tail`, each chunk but the last full, and
-/// `base ≤ head ≤ tail`, `head - base < CHUNK`.
+/// The queue. Invariant: `full` and then `last` hold the entries `base..tail`; each of `full` has
+/// `CHUNK` entries, and `base ≤ head ≤ tail`. `last` is apart so that appending finds its place
+/// without going through the others.
 #[derive(Debug)]
 pub(super) struct Ring<T> {
-    chunks: VecDeque<Vec<T>>,
-    base: u64,
+    last: Vec<T>,
+    /// The number of `last[0]`.
+    last_from: u64,
     head: u64,
-    tail: u64,
+    base: u64,
+    full: VecDeque<Vec<T>>,
 }
 
 impl<T> Default for Ring<T> {
     fn default() -> Self {
-        Ring { chunks: VecDeque::new(), base: 0, head: 0, tail: 0 }
+        Ring { last: Vec::new(), last_from: 0, head: 0, base: 0, full: VecDeque::new() }
     }
 }
 
@@ -72,71 +75,77 @@ impl<T: Copy> Ring<T> {
     /// The number that the next entry gets.
     #[inline(always)]
     pub(super) fn tail(&self) -> u64 {
-        self.tail
+        self.last_from + self.last.len() as u64
     }
 
     /// The entry of a number in `head..tail`.
     #[inline(always)]
     pub(super) fn get(&self, number: u64) -> &T {
+        if number >= self.last_from {
+            return &self.last[(number - self.last_from) as usize];
+        }
         let at = (number - self.base) as usize;
-        &self.chunks[at / CHUNK][at % CHUNK]
+        &self.full[at / CHUNK][at % CHUNK]
     }
 
     /// The same, to change it.
     #[inline(always)]
     pub(super) fn get_mut(&mut self, number: u64) -> &mut T {
+        if number >= self.last_from {
+            return &mut self.last[(number - self.last_from) as usize];
+        }
         let at = (number - self.base) as usize;
-        &mut self.chunks[at / CHUNK][at % CHUNK]
+        &mut self.full[at / CHUNK][at % CHUNK]
     }
 
     /// Appends; the entry's number is the tail before.
     #[inline(always)]
     pub(super) fn push(&mut self, entry: T, pool: &mut Pool<T>) {
-        match self.chunks.back_mut() {
-            Some(chunk) if chunk.len() < CHUNK => chunk.push(entry),
-            _ => self.push_in_new_chunk(entry, pool),
+        if self.last.len() >= CHUNK.min(self.last.capacity()) {
+            self.begin_chunk(pool);
         }
-        self.tail += 1;
+        self.last.push(entry);
     }
 
     #[cold]
-    fn push_in_new_chunk(&mut self, entry: T, pool: &mut Pool<T>) {
-        let mut chunk = pool.take();
-        chunk.push(entry);
-        self.chunks.push_back(chunk);
+    #[inline(never)]
+    fn begin_chunk(&mut self, pool: &mut Pool<T>) {
+        let full = std::mem::replace(&mut self.last, pool.take());
+        if !full.is_empty() {
+            self.last_from += full.len() as u64;
+            self.full.push_back(full);
+        }
     }
 
     /// Asks for the line that the next entry goes to.
     #[inline(always)]
     pub(super) fn prefetch_tail(&self) {
-        if let Some(chunk) = self.chunks.back() {
-            prefetch_to_write(chunk.as_ptr().wrapping_add(chunk.len()));
-        }
+        prefetch_to_write(self.last.as_ptr().wrapping_add(self.last.len()));
     }
 
     /// Drops all entries before a number that is at most the tail.
     pub(super) fn drop_before(&mut self, number: u64, pool: &mut Pool<T>) {
-        debug_assert!(self.head <= number && number <= self.tail, "{number} is not in the ring");
+        debug_assert!(self.head <= number && number <= self.tail(), "{number} is not in the ring");
         self.head = number;
         while self.head - self.base >= CHUNK as u64 {
-            if let Some(chunk) = self.chunks.pop_front() {
-                pool.give(chunk);
-            }
+            // When all full ones are gone, the head is in the last one, which stays to be filled.
+            let Some(chunk) = self.full.pop_front() else { break };
+            pool.give(chunk);
             self.base += CHUNK as u64;
         }
-        // A last chunk that is partly filled but wholly dropped stays, to be filled up.
     }
 
     /// The entries from a number on, with their numbers, oldest first.
     pub(super) fn iter_from(&self, number: u64) -> impl Iterator<Item = (u64, &T)> {
         let skip = (number - self.base) as usize;
-        let chunks = self.chunks.iter().skip(skip / CHUNK);
+        let chunks = self.full.iter().chain([&self.last]).skip(skip / CHUNK);
         let entries = chunks.flatten().skip(skip % CHUNK);
         entries.enumerate().map(move |(i, entry)| (number + i as u64, entry))
     }
 
     /// Memory of the queue, free places included.
     pub(super) fn bytes(&self) -> usize {
-        self.chunks.len() * CHUNK * size_of::<T>() + self.chunks.capacity() * size_of::<Vec<T>>()
+        let entries = self.full.len() * CHUNK + self.last.capacity();
+        entries * size_of::<T>() + self.full.capacity() * size_of::<Vec<T>>()
     }
 }
