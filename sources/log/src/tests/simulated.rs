@@ -121,14 +121,11 @@ impl SimulatedDisk {
 
     /// What a new process finds after kill -9: everything that the old one wrote.
     pub(super) fn after_kill(&self) -> SimulatedDisk {
-        self.unlock();
-        self.clone()
-    }
-
-    fn unlock(&self) {
         let mut state = self.0.lock();
         state.lock = Arc::default();
         state.faults = Faults::default();
+        state.crashed = false;
+        self.clone()
     }
 
     /// Changes bytes behind everybody's back, durably.
