@@ -12,6 +12,7 @@
 
 pub mod ads;
 pub mod batches;
+pub mod bench;
 pub mod engine;
 pub mod epochs;
 pub mod flow;

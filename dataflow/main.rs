@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! (being written)
+use clap::Parser;
+#[derive(Parser)]
+struct Cli { #[command(flatten)] bench: trueup::bench::Bench }
+fn main() {
+    for line in Cli::parse().bench.run_engine().unwrap() { println!("{line}"); }
+}

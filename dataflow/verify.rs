@@ -25,6 +25,7 @@
 mod compare;
 mod frames;
 mod rows;
+mod served;
 mod standing;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,8 @@ mod tests;
 pub use compare::{
     Cell, Comparison, DIFFERENCES_MAX, Difference, Filter, What, compare, compare_counts,
 };
+
+pub use served::{Served, served};
 
 use rows::Rows;
 use standing::Book;

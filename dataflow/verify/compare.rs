@@ -24,6 +24,8 @@ pub struct Filter {
     pub to_us: Option<i64>,
     /// Only views of these names; all if empty.
     pub views: Vec<String>,
+    /// By view: buckets that start before this (µs) are not kept by the engine any more.
+    pub kept_from_us: BTreeMap<String, i64>,
 }
 
 impl Filter {
@@ -31,9 +33,10 @@ impl Filter {
         self.views.is_empty() || self.views.iter().any(|view| view == name)
     }
 
-    fn has_bucket(&self, start_us: i64) -> bool {
+    fn has_bucket(&self, view: &str, start_us: i64) -> bool {
         self.from_us.is_none_or(|from| from <= start_us)
             && self.to_us.is_none_or(|to| start_us < to)
+            && self.kept_from_us.get(view).is_none_or(|&from| from <= start_us)
     }
 }
 
@@ -184,7 +187,7 @@ fn compare_view(
     filter: &Filter,
     comparison: &mut Comparison,
 ) {
-    let in_range = |key: &RowKey| filter.has_bucket(key.0);
+    let in_range = |key: &RowKey| filter.has_bucket(name, key.0);
     let mut compared = 0;
     for (key, row) in rows.iter().filter(|(key, _)| in_range(key)) {
         compared += 1;

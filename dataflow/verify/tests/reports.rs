@@ -64,7 +64,9 @@ fn every_kind_of_difference_is_named() {
     let views = vec!["audience_minute".to_owned()];
     assert_eq!(only(&Filter { views: views.clone(), ..Filter::default() }), 3);
     assert_eq!(only(&Filter { views: views.clone(), to_us: Some(at(60)), ..Filter::default() }), 1);
-    assert_eq!(only(&Filter { views, from_us: Some(at(60)), to_us: None }), 2);
+    assert_eq!(only(&Filter { views, from_us: Some(at(60)), ..Filter::default() }), 2);
+    let kept_from_us = BTreeMap::from([("audience_minute".to_owned(), at(60))]);
+    assert_eq!(only(&Filter { kept_from_us, ..Filter::default() }), 4);
 }
 
 #[test]
