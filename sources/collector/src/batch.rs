@@ -8,6 +8,7 @@
 use crate::{
     check::{Checked, dictionary_hash},
     consent,
+    decode::AdvertiserOf,
     dictionary::{Dictionary, Nulls, strings},
     fields::{
         CONSENT, DICT_ADVERTISER, DICT_CAMPAIGN, DICT_CONSENT, DICT_CONSENT_STATE,
@@ -44,16 +45,10 @@ const STORED: FieldSet = {
     set
 };
 
-/// What a campaign's metadata says, for events that do not name their advertiser.
-pub(crate) trait Advertisers {
-    /// The advertiser of a campaign.
-    fn advertiser_of(&self, campaign: &[u8]) -> Option<Arc<str>>;
-}
-
 /// What the columns need besides the event.
 pub(crate) struct Context<'a> {
     pub(crate) key: HashKey,
-    pub(crate) advertisers: &'a dyn Advertisers,
+    pub(crate) advertiser_of: AdvertiserOf<'a>,
     /// Hashes of the event's texts, by field.
     pub(crate) hashes: &'a [u64; crate::fields::COUNT],
     /// Why the collector takes the event as invalid.
@@ -78,13 +73,13 @@ pub(crate) struct Batch {
     texts: [Text; TEXTS.len()],
     hashes: [Hashes; HASHES.len()],
     /// By key of the campaign dictionary: the key of its advertiser.
-    advertisers: Vec<AdvertiserOf>,
+    advertisers: Vec<Filled>,
     /// JSON being written for one row.
     json: Vec<u8>,
 }
 
 #[derive(Clone, Copy)]
-enum AdvertiserOf {
+enum Filled {
     NotAsked,
     Nobody,
     Key(u16),
@@ -296,25 +291,26 @@ impl Batch {
     fn push_advertiser(&mut self, row: usize, sent: &Sent<'_>, context: &Context<'_>) {
         let campaign = usize::from(self.dicts[DICT_CAMPAIGN].last_key());
         if self.advertisers.len() <= campaign {
-            self.advertisers.resize(campaign + 1, AdvertiserOf::NotAsked);
+            self.advertisers.resize(campaign + 1, Filled::NotAsked);
         }
-        if let AdvertiserOf::NotAsked = self.advertisers[campaign] {
+        if let Filled::NotAsked = self.advertisers[campaign] {
             self.ask_advertiser(campaign, sent, context);
         }
-        if let AdvertiserOf::Key(key) = self.advertisers[campaign] {
+        if let Filled::Key(key) = self.advertisers[campaign] {
             self.dicts[DICT_ADVERTISER].push_key(row, key);
         }
     }
 
     #[inline(never)]
     fn ask_advertiser(&mut self, campaign: usize, sent: &Sent<'_>, context: &Context<'_>) {
-        let advertiser =
-            sent.text(Field::CampaignId).and_then(|id| context.advertisers.advertiser_of(id));
+        let advertiser = sent
+            .text(Field::CampaignId)
+            .and_then(|id| (context.advertiser_of)(std::str::from_utf8(id).ok()?));
         self.advertisers[campaign] = match advertiser {
-            None => AdvertiserOf::Nobody,
+            None => Filled::Nobody,
             Some(id) => {
                 let hash = trueup_operators::hash::stable(id.as_bytes());
-                AdvertiserOf::Key(self.dicts[DICT_ADVERTISER].find(id.as_bytes(), hash))
+                Filled::Key(self.dicts[DICT_ADVERTISER].find(id.as_bytes(), hash))
             }
         };
     }

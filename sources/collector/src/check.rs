@@ -6,7 +6,7 @@
 
 use crate::{
     fault::{Fault, OCCURRED_US_MAX, OCCURRED_US_MIN},
-    fields::{ALL, COUNT, FIELDS, Field, REQUIRED, Rule, tag_of},
+    fields::{ALL, COUNT, FIELDS, Field, FieldSet, REQUIRED, Rule, tag_of},
     instant::Instants,
     payload,
     scan::Value,
@@ -28,6 +28,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) future_skew_us_max: i64,
     /// The only publishers allowed. Empty: any.
     pub(crate) publishers: &'a [String],
+    /// Fields that the collector filled in by itself: not part of the payload hash.
+    pub(crate) stamped: FieldSet,
 }
 
 /// What a checked event adds to the values that it was sent with.
@@ -93,7 +95,9 @@ impl Checker {
             let number = left.trailing_zeros() as usize;
             left &= left - 1;
             let share = self.field(ALL[number], sent.values[number], &mut checked, terms, arena)?;
-            checked.payload_hash = checked.payload_hash.wrapping_add(share);
+            if terms.stamped >> number & 1 == 0 {
+                checked.payload_hash = checked.payload_hash.wrapping_add(share);
+            }
         }
         for extra in &sent.extras {
             let share = payload::of_value(tag_of(extra.name), &extra.value, arena);

@@ -9,10 +9,10 @@
 
 use crate::{
     arrow_body,
-    batch::{Advertisers, Batch, Context},
+    batch::{Batch, Context},
     check::{Checker, Terms},
     fault::{EventError, Fault, shown},
-    fields::Field,
+    fields::{Field, FieldSet},
     scan::{Memo, Scanner, Syntax},
     sent::{Sent, read},
 };
@@ -39,6 +39,9 @@ pub enum Format {
     Arrow,
 }
 
+/// The advertiser of a campaign, from its metadata.
+pub type AdvertiserOf<'a> = &'a dyn Fn(&str) -> Option<Arc<str>>;
+
 /// What a body of events is checked against.
 pub struct Rules<'a> {
     /// The clock, µs since 1970.
@@ -50,7 +53,7 @@ pub struct Rules<'a> {
     /// The only publishers allowed. Empty: any.
     pub publishers: &'a [String],
     /// The advertiser of a campaign, for events that do not say.
-    pub advertiser_of: &'a dyn Fn(&str) -> Option<Arc<str>>,
+    pub advertiser_of: AdvertiserOf<'a>,
 }
 
 /// What became of a body.
@@ -99,26 +102,10 @@ impl Decoder {
         format: Format,
         rules: &Rules<'_>,
     ) -> Result<Decoded, Problem> {
-        self.batches.iter_mut().for_each(Batch::clear);
-        self.arena.reset();
-        let mut intake = Intake {
-            key: self.key,
-            checker: &mut self.checker,
-            batches: &mut self.batches,
-            terms: Terms {
-                now_us: rules.now_us,
-                future_skew_us_max: rules.future_skew_us_max,
-                publishers: rules.publishers,
-            },
-            events_max: rules.events_max,
-            advertisers: &Lookup(rules.advertiser_of),
-            arena: &self.arena,
-            invalid_reason: None,
-            out: Decoded::default(),
-        };
+        let (mut intake, memo) = self.intake(rules);
         match format {
-            Format::Json => json(&mut intake, utf8(body)?, &mut self.memo)?,
-            Format::Lines => lines(&mut intake, utf8(body)?, &mut self.memo)?,
+            Format::Json => json(&mut intake, utf8(body)?, memo)?,
+            Format::Lines => lines(&mut intake, utf8(body)?, memo)?,
             Format::Arrow => arrow_body::read(&mut intake, body)?,
         }
         let mut decoded = intake.out;
@@ -135,34 +122,19 @@ impl Decoder {
         Ok(decoded)
     }
 
-    /// Puts single events, each with the reason why it is invalid if it is, into frames.
-    pub(crate) fn decode_each<'e>(
+    /// Puts single events into frames.
+    pub(crate) fn decode_each(
         &mut self,
-        events: impl Iterator<Item = (&'e [u8], Option<&'static str>)>,
+        events: &[Single],
         rules: &Rules<'_>,
     ) -> Result<Decoded, Problem> {
-        self.batches.iter_mut().for_each(Batch::clear);
-        self.arena.reset();
-        let mut intake = Intake {
-            key: self.key,
-            checker: &mut self.checker,
-            batches: &mut self.batches,
-            terms: Terms {
-                now_us: rules.now_us,
-                future_skew_us_max: rules.future_skew_us_max,
-                publishers: rules.publishers,
-            },
-            events_max: rules.events_max,
-            advertisers: &Lookup(rules.advertiser_of),
-            arena: &self.arena,
-            invalid_reason: None,
-            out: Decoded::default(),
-        };
-        for (event, invalid_reason) in events {
-            intake.invalid_reason = invalid_reason;
-            let mut sent = Sent::default();
-            let mut scanner = Scanner::new(event, intake.arena);
-            match read(&mut scanner, &mut self.memo, &mut sent) {
+        let (mut intake, memo) = self.intake(rules);
+        let mut sent = Sent::default();
+        for event in events {
+            intake.invalid_reason = event.invalid_reason;
+            intake.terms.stamped = event.stamped;
+            let mut scanner = Scanner::new(utf8(&event.json)?, intake.arena);
+            match read(&mut scanner, memo, &mut sent) {
                 Ok(()) => intake.take(&sent)?,
                 Err(syntax) => intake.refuse(&sent, Fault::BadJson(syntax))?,
             }
@@ -171,14 +143,38 @@ impl Decoder {
         decoded.frames = frames(&mut self.batches)?;
         Ok(decoded)
     }
+
+    /// Empty columns, and what events need to get into them.
+    fn intake<'d>(&'d mut self, rules: &'d Rules<'d>) -> (Intake<'d>, &'d mut Memo) {
+        self.batches.iter_mut().for_each(Batch::clear);
+        self.arena.reset();
+        let intake = Intake {
+            key: self.key,
+            checker: &mut self.checker,
+            batches: &mut self.batches,
+            terms: Terms {
+                now_us: rules.now_us,
+                future_skew_us_max: rules.future_skew_us_max,
+                publishers: rules.publishers,
+                stamped: 0,
+            },
+            events_max: rules.events_max,
+            advertiser_of: rules.advertiser_of,
+            arena: &self.arena,
+            invalid_reason: None,
+            out: Decoded::default(),
+        };
+        (intake, &mut self.memo)
+    }
 }
 
-struct Lookup<'a>(&'a dyn Fn(&str) -> Option<Arc<str>>);
-
-impl Advertisers for Lookup<'_> {
-    fn advertiser_of(&self, campaign: &[u8]) -> Option<Arc<str>> {
-        (self.0)(std::str::from_utf8(campaign).ok()?)
-    }
+/// An event that came by itself.
+pub(crate) struct Single {
+    pub(crate) json: Vec<u8>,
+    /// Why the collector takes it as invalid.
+    pub(crate) invalid_reason: Option<&'static str>,
+    /// Fields that the collector filled in by itself.
+    pub(crate) stamped: FieldSet,
 }
 
 /// Where the events of a body go, whatever it is written in.
@@ -188,7 +184,7 @@ pub(crate) struct Intake<'d> {
     batches: &'d mut [Batch],
     terms: Terms<'d>,
     events_max: usize,
-    advertisers: &'d dyn Advertisers,
+    advertiser_of: AdvertiserOf<'d>,
     pub(crate) arena: &'d Bump,
     invalid_reason: Option<&'static str>,
     out: Decoded,
@@ -197,7 +193,7 @@ pub(crate) struct Intake<'d> {
 impl<'d> Intake<'d> {
     /// Checks an event and takes or refuses it.
     #[inline(always)]
-    pub(crate) fn take(&mut self, sent: &Sent<'d>) -> Result<(), Problem> {
+    pub(crate) fn take(&mut self, sent: &Sent<'_>) -> Result<(), Problem> {
         if self.out.accepted == self.events_max {
             return Err(too_many_events(self.events_max));
         }
@@ -206,7 +202,7 @@ impl<'d> Intake<'d> {
                 let at = partition(&checked.id_hash, self.batches.len() as u16);
                 let context = Context {
                     key: self.key,
-                    advertisers: self.advertisers,
+                    advertiser_of: self.advertiser_of,
                     hashes: &self.checker.hashes,
                     invalid_reason: self.invalid_reason,
                 };

@@ -12,6 +12,9 @@ use trueup_operators::time::format_rfc3339;
 pub(crate) const EXTRA_FIELDS_MAX: usize = 64;
 pub(crate) const EXTRA_BYTES_MAX: usize = 8192;
 
+/// The most parameters of a query.
+pub(crate) const FREE_PARAMETERS_MAX: usize = 64;
+
 /// No event is older than this or newer than that: 2000-01-01 and 2100-01-01, µs.
 pub(crate) const OCCURRED_US_MIN: i64 = 946_684_800_000_000;
 pub(crate) const OCCURRED_US_MAX: i64 = 4_102_444_800_000_000;
@@ -175,7 +178,7 @@ const fn wanted(field: Field) -> &'static str {
     }
 }
 
-fn written(value: &Value<'_>) -> String {
+pub(crate) fn written(value: &Value<'_>) -> String {
     match *value {
         Value::Text(text) => format!("\"{}\"", shown(text)),
         Value::Integer(integer) => integer.to_string(),

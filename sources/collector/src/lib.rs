@@ -1,17 +1,52 @@
-//! The collector.
+//! The collector: HTTP in, Arrow frames to the log out.
+//!
+//! This is the only part of the system that parses JSON, looks at a clock, and knows tokens of
+//! senders. What it writes is columnar, checked and stamped; nothing after it does any of that again.
+//!
+//! | module | |
+//! |---|---|
+//! | `scan` `sent` `check` `batch` `decode` | a body becomes one Arrow batch per partition, in one pass |
+//! | `fields` `fault` `payload` `instant` `consent` `dictionary` | the rules, errors and hashes of an event |
+//! | `body` `inflate` `rate` `idempotency` `pool` `settings` | what keeps it bounded |
+//! | `collect` `pixel` `pixel_group` `bots` `verdicts` `metadata` `metadata_routes` `router` | the routes |
+//!
+//! Two promises start here. *Nothing is both acknowledged and lost*: an answer of 202, 302 or a
+//! GIF is given only after the log has said that the events are durable. *Nothing is silent*:
+//! received = accepted + rejected, and every rejected event is named and counted by its reason.
 
+mod append;
 mod arrow_body;
 mod batch;
+mod body;
+mod bots;
 mod check;
+mod collect;
+mod collector;
 mod consent;
 mod decode;
 mod dictionary;
 mod fault;
 mod fields;
+mod idempotency;
+mod inflate;
 mod instant;
+mod metadata;
+mod metadata_routes;
+mod names;
 mod payload;
+mod pixel;
+mod pixel_group;
+mod pool;
+mod rate;
+mod router;
 mod scan;
 mod sent;
+mod settings;
+mod verdicts;
 
-pub use decode::{Decoded, Decoder, Format, Rules};
+pub use collector::{Clock, Collector, NoPressure, Pressure, StartError};
+pub use decode::{AdvertiserOf, Decoded, Decoder, Format, Rules};
 pub use fault::EventError;
+pub use metadata::{Ad, Campaign, Entry, Kind, Metadata, Publisher, Record};
+pub use names::Metric;
+pub use settings::{InvalidSetting, Settings};

@@ -1,0 +1,215 @@
+//! What all routes share: the log, the key, the tokens, the limits and what they count.
+
+use crate::{
+    body::{Bounds, Held},
+    decode::Decoder,
+    idempotency::Idempotency,
+    inflate::Inflater,
+    metadata::Metadata,
+    names::Metric,
+    pixel_group::PixelGroup,
+    pool::Pool,
+    rate::{IpWindows, TokenRates},
+    settings::{InvalidSetting, Settings},
+};
+use axum::http::{HeaderMap, header};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use trueup_operators::{
+    access::{Access, Action},
+    hash::HashKey,
+    log::{Log, LogError, Topic},
+    problem::Problem,
+};
+
+/// The clock: µs since 1970. The collector is the only part that stamps events with it.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// Real backpressure: how far the dataflow is behind the log.
+pub trait Pressure: Send + Sync + 'static {
+    /// Whether more events may come.
+    ///
+    /// # Errors
+    /// 429 `dataflow_behind` with a `Retry-After`.
+    fn check(&self) -> Result<(), Problem>;
+}
+
+/// No dataflow to wait for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPressure;
+
+impl Pressure for NoPressure {
+    fn check(&self) -> Result<(), Problem> {
+        Ok(())
+    }
+}
+
+/// Why a collector cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A limit cannot be used.
+    #[error(transparent)]
+    Settings(#[from] InvalidSetting),
+    /// The log's metadata cannot be read.
+    #[error("the metadata topic cannot be read: {0}")]
+    Log(#[from] LogError),
+    /// A frame of metadata is not what was written.
+    #[error("offset {offset} of the metadata topic is no metadata: {reason}")]
+    Metadata {
+        /// The frame.
+        offset: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The collector. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Collector(pub(crate) Arc<Inner>);
+
+/// A decoder and an inflater, for one body at a time.
+pub(crate) struct Desk {
+    pub(crate) decoder: Decoder,
+    pub(crate) inflater: Inflater,
+}
+
+pub(crate) struct Inner {
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) key: HashKey,
+    pub(crate) access: Arc<Access>,
+    pub(crate) settings: Settings,
+    pub(crate) pressure: Arc<dyn Pressure>,
+    pub(crate) clock: Clock,
+    pub(crate) metadata: Arc<Metadata>,
+    pub(crate) idempotency: Arc<Idempotency>,
+    pub(crate) rates: TokenRates,
+    pub(crate) clicks: IpWindows,
+    pub(crate) pixels: PixelGroup,
+    pub(crate) held: Arc<Held>,
+    requests: Arc<Semaphore>,
+    pub(crate) decode_slots: Arc<Semaphore>,
+    pub(crate) desks: Pool<Desk>,
+    rejected: AtomicU64,
+}
+
+impl Collector {
+    /// Opens the collector: reads the metadata from the log.
+    ///
+    /// # Errors
+    /// When a setting cannot be used, or the metadata cannot be read.
+    pub fn new(
+        log: Arc<dyn Log>,
+        key: HashKey,
+        access: Arc<Access>,
+        settings: Settings,
+        pressure: Arc<dyn Pressure>,
+        clock: Clock,
+    ) -> Result<Collector, StartError> {
+        settings.check()?;
+        let metadata = Arc::new(Metadata::replay(&*log, settings.metadata_entries_max)?);
+        let threads = settings.decode_threads();
+        let now_us = clock();
+        Ok(Collector(Arc::new(Inner {
+            idempotency: Arc::new(Idempotency::new(
+                settings.idempotency_keys_max,
+                settings.idempotency_bytes_max,
+                settings.idempotency_ms as i64 * 1000,
+            )),
+            rates: TokenRates::new(settings.events_per_second_max, access.len(), now_us),
+            clicks: IpWindows::new(settings.clicks_per_minute_per_ip_max, settings.ip_windows_max),
+            pixels: PixelGroup::new(settings.pixels_in_flight_max),
+            held: Arc::new(Held::new(settings.decode_bytes_in_flight_max, 2 * threads)),
+            requests: Arc::new(Semaphore::new(settings.requests_in_flight_max)),
+            decode_slots: Arc::new(Semaphore::new(threads)),
+            desks: Pool::new(threads),
+            rejected: AtomicU64::new(0),
+            log,
+            key,
+            access,
+            settings,
+            pressure,
+            clock,
+            metadata,
+        })))
+    }
+
+    /// Events that broke a rule since the start (received = accepted + rejected).
+    pub fn rejected(&self) -> u64 {
+        self.0.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Campaigns, ads and publishers.
+    pub fn metadata(&self) -> Arc<Metadata> {
+        self.0.metadata.clone()
+    }
+}
+
+/// Who sent a request, as far as a body of events is concerned.
+pub(crate) struct Sender {
+    pub(crate) token: usize,
+    pub(crate) publishers: Vec<String>,
+}
+
+impl Inner {
+    pub(crate) fn now_us(&self) -> i64 {
+        (self.clock)()
+    }
+
+    /// Checks the token of a request.
+    pub(crate) fn sender(&self, headers: &HeaderMap, action: Action) -> Result<Sender, Problem> {
+        let authorization = headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
+        let identity = self.access.check(authorization, action)?;
+        Ok(Sender { token: identity.index, publishers: identity.publishers.to_vec() })
+    }
+
+    /// A place among the requests in flight.
+    pub(crate) fn enter(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.requests.clone().try_acquire_owned().map_err(|_| {
+            Problem::new(
+                429,
+                "too_many_requests_in_flight",
+                "too many requests are being worked on",
+                format!("{} requests are in flight", self.settings.requests_in_flight_max),
+                "send larger batches on fewer connections, or send again after a moment",
+            )
+            .retry_after(1)
+        })
+    }
+
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            bytes_max: self.settings.body_bytes_max,
+            time_max: Duration::from_millis(self.settings.body_read_ms_max),
+        }
+    }
+
+    pub(crate) fn desk(&self) -> Desk {
+        self.desks.take(|| Desk {
+            decoder: Decoder::new(self.key, self.log.partitions(Topic::Events)),
+            inflater: Inflater::default(),
+        })
+    }
+
+    pub(crate) fn count_rejected(&self, reasons: &[(&'static str, usize)]) {
+        for &(reason, events) in reasons {
+            self.rejected.fetch_add(events as u64, Ordering::Relaxed);
+            Metric::EventsRejected.add_by("reason", reason, events);
+        }
+    }
+}
+
+/// The declared length of a body.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// A header's text; `None` if it is not there or no text.
+pub(crate) fn header_text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name)?.to_str().ok()
+}
