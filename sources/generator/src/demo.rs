@@ -60,6 +60,15 @@ pub struct Tick {
     pub events: usize,
 }
 
+/// What is to be sent in a tick, one by one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Events, as JSON objects; some are malformed.
+    pub events: Vec<String>,
+    /// Verdicts.
+    pub verdicts: Vec<Verdict>,
+}
+
 /// What will be sent later.
 #[derive(Debug)]
 enum Due {
@@ -116,8 +125,21 @@ impl Demo {
         self.waiting.len()
     }
 
-    /// What is sent in the `tick_ms` before `now_us`.
+    /// What is sent in the `tick_ms` before `now_us`, as bodies.
     pub fn tick(&mut self, now_us: i64, tick_ms: u64) -> Tick {
+        let Sent { events, verdicts } = self.sent(now_us, tick_ms);
+        Tick {
+            bodies: events
+                .chunks(BODY_EVENTS_MAX)
+                .map(|chunk| events_body(chunk.iter().map(String::as_str)))
+                .collect(),
+            verdicts: verdicts_body(&verdicts),
+            events: events.len(),
+        }
+    }
+
+    /// What is sent in the `tick_ms` before `now_us`, one by one. Counts as a tick.
+    pub fn sent(&mut self, now_us: i64, tick_ms: u64) -> Sent {
         let mut random = Random::new(self.seed, self.ticks);
         self.ticks += 1;
         let tick_ms = tick_ms.min(TICK_MS_MAX);
@@ -130,11 +152,11 @@ impl Demo {
             self.impression(now_us - since_us, &mut random, &mut fresh);
         }
         self.botnet_clicks(now_us, tick_ms, &mut random, &mut fresh);
-        self.send(now_us, fresh)
+        self.due(now_us, fresh)
     }
 
-    /// Takes what is due and makes bodies of it.
-    fn send(&mut self, now_us: i64, mut events: Vec<String>) -> Tick {
+    /// Adds what is due to what is fresh.
+    fn due(&mut self, now_us: i64, mut events: Vec<String>) -> Sent {
         let later = self.waiting.split_off(&(now_us + 1, 0));
         let due = std::mem::replace(&mut self.waiting, later);
         let mut verdicts = Vec::new();
@@ -145,14 +167,7 @@ impl Demo {
                 Due::Verdict(_) => drop(self.waiting.insert(at, due)),
             }
         }
-        Tick {
-            bodies: events
-                .chunks(BODY_EVENTS_MAX)
-                .map(|chunk| events_body(chunk.iter().map(String::as_str)))
-                .collect(),
-            verdicts: verdicts_body(&verdicts),
-            events: events.len(),
-        }
+        Sent { events, verdicts }
     }
 
     fn later(&mut self, at_us: i64, due: Due) {

@@ -159,13 +159,22 @@ impl Layout {
 /// A field of an event that may have it.
 type TextOf = fn(&Optional) -> Option<&str>;
 
-/// The columns of a frame under construction.
+/// The columns of a frame under construction; `true`: declared as nullable whether or not a value
+/// is missing, so that all batches of a stream have one schema.
 #[derive(Default)]
-pub(crate) struct Columns(Vec<(&'static str, ArrayRef)>);
+pub(crate) struct Columns(Vec<(&'static str, ArrayRef, bool)>);
 
 impl Columns {
     pub(crate) fn add(&mut self, name: &'static str, array: impl arrow_array::Array + 'static) {
-        self.0.push((name, Arc::new(array)));
+        self.0.push((name, Arc::new(array), false));
+    }
+
+    pub(crate) fn nullable(
+        &mut self,
+        name: &'static str,
+        array: impl arrow_array::Array + 'static,
+    ) {
+        self.0.push((name, Arc::new(array), true));
     }
 
     pub(crate) fn times(&mut self, name: &'static str, times_us: impl Iterator<Item = i64>) {
@@ -205,17 +214,20 @@ impl Columns {
 
     fn add_unless_empty(&mut self, name: &'static str, array: ArrayRef) {
         if array.null_count() < array.len() {
-            self.0.push((name, array));
+            self.0.push((name, array, false));
         }
     }
 
-    fn batch(self) -> RecordBatch {
+    pub(crate) fn batch(self) -> RecordBatch {
         let fields: Vec<Field> = self
             .0
             .iter()
-            .map(|(name, a)| Field::new(*name, a.data_type().clone(), a.null_count() > 0))
+            .map(|(name, array, nullable)| {
+                let nullable = *nullable || array.null_count() > 0;
+                Field::new(*name, array.data_type().clone(), nullable)
+            })
             .collect();
-        let arrays = self.0.into_iter().map(|(_, array)| array).collect();
+        let arrays = self.0.into_iter().map(|(_, array, _)| array).collect();
         RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
             .expect("the schema was made from the columns, which are of one length")
     }
@@ -228,12 +240,12 @@ pub(crate) fn events_append(partition: u16, records: usize, columns: Columns) ->
         partition,
         schema_version: SCHEMA_VERSION,
         records: records as u32,
-        payload: stream(&columns.batch()),
+        payload: to_stream(&columns.batch()),
     }
 }
 
 /// A batch as an Arrow IPC stream in aligned memory.
-fn stream(batch: &RecordBatch) -> Buffer {
+pub(crate) fn to_stream(batch: &RecordBatch) -> Buffer {
     let written = || {
         let mut writer = StreamWriter::try_new(Vec::new(), batch.schema_ref())?;
         writer.write(batch)?;

@@ -20,6 +20,7 @@ pub mod ads1;
 pub mod chaos;
 pub mod demo;
 pub mod event;
+pub mod files;
 pub mod frames;
 pub mod random;
 pub mod ysb;
