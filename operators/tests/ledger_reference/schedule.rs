@@ -1,7 +1,8 @@
 //! Random input for a ledger: small, and dense with everything that can go wrong. A few dozen ids
 //! and impressions, so that copies, conflicts and verdicts meet; partitions that lag behind each
 //! other; log time that stands still, creeps, or leaps over whole horizons, so that ids and
-//! verdicts are forgotten and come again. Each frame keeps the promises of the log: log times never
+//! verdicts are forgotten and come again. All times are whole seconds, so that they often meet the
+//! bounds exactly. Each frame keeps the promises of the log: log times never
 //! decrease within a partition, and no event is further ahead of its log time than allowed.
 
 use std::{collections::HashMap, sync::Arc};
@@ -147,7 +148,7 @@ impl Making {
             correction_horizon_us: (1 + dice.below(4) as i64) * MINUTE_US,
             future_skew_us_max: dice.below(90) as i64 * SECOND_US,
         };
-        let start = 1_800_000_000_000_000 + dice.below(1 << 40) as i64;
+        let start = 1_800_000_000 * SECOND_US + dice.below(1 << 20) as i64 * SECOND_US;
         let upto_us = [start; PARTITIONS as usize + 1];
         Making { dice, lateness, ids, groups, upto_us, offsets: [0; 4], verdict_offset: 0 }
     }
@@ -155,18 +156,19 @@ impl Making {
     fn epoch(&mut self, epoch: u64) -> EpochInput {
         let before = self.upto_us;
         let retention_us = self.lateness.retention_us();
-        let leap_us = match self.dice.below(10) {
+        let leap_s = match self.dice.below(10) {
             0 => 0,
-            1..=5 => self.dice.below(SECOND_US as u64),
-            6..=8 => self.dice.below(MINUTE_US as u64),
-            _ => self.dice.below(retention_us as u64 * 3 / 2),
-        } as i64;
+            1..=5 => self.dice.below(3),
+            6..=8 => self.dice.below(60),
+            _ => self.dice.below((retention_us / SECOND_US) as u64 * 3 / 2),
+        };
+        let leap_us = leap_s as i64 * SECOND_US;
         let now = before.iter().max().map_or(0, |latest| latest + leap_us);
         for upto in &mut self.upto_us {
             // A partition that is read to its end carries the time of closing; others lag.
             let lag = self.dice.percent(30);
-            let behind = self.dice.below(1 + (now - *upto) as u64) as i64;
-            *upto = if lag { *upto + behind } else { now };
+            let behind = self.dice.below(1 + ((now - *upto) / SECOND_US) as u64) as i64;
+            *upto = if lag { *upto + behind * SECOND_US } else { now };
         }
         let times = EpochTimes {
             epoch,
@@ -185,7 +187,7 @@ impl Making {
     }
 
     fn within(&mut self, (from, to): (i64, i64)) -> i64 {
-        from + self.dice.below(1 + (to - from) as u64) as i64
+        from + self.dice.below(1 + ((to - from) / SECOND_US) as u64) as i64 * SECOND_US
     }
 
     fn frames(&mut self, partition: u16, span: (i64, i64), to: &mut Vec<Arc<Located<Batch>>>) {
@@ -209,7 +211,10 @@ impl Making {
         }
         let ahead = self.lateness.future_skew_us_max;
         let behind = self.lateness.correction_horizon_us + 2 * MINUTE_US;
-        let time_us = match self.dice.below(4) {
+        let time_us = match self.dice.below(5) {
+            // In the last minute that is not too late, where a verdict of another partition that
+            // is ahead may be.
+            4 => log_time_us - self.lateness.correction_horizon_us,
             0 => self.within((log_time_us - behind, log_time_us + ahead)),
             1 => log_time_us + ahead,
             _ => self.within((log_time_us - MINUTE_US, log_time_us)),
