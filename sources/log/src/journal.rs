@@ -361,6 +361,8 @@ pub(crate) fn lock(disk: &dyn Disk, dir: &Path, folder: &Folder) -> Result<Lock,
         reason: format!("the data directory {} cannot be used: {error}", dir.display()),
     };
     disk.create_dir(&folder.0).map_err(refused)?;
+    // Names that a killed process left behind are seen, but perhaps not durable yet.
+    disk.sync_dir(&folder.0).map_err(refused)?;
     disk.sync_dir(dir).map_err(refused)?;
     disk.sync_dir(dir.parent().unwrap_or(Path::new("/"))).map_err(refused)?;
     disk.lock(&dir.join("LOCK")).map_err(refused)?.ok_or_else(|| {

@@ -313,7 +313,11 @@ impl Writer {
         if self.segment.synced.0 < self.segment.at {
             self.sync(self.segment.at, self.chain.sequence)?;
         }
-        self.write_index();
+        // A segment whose first sync failed holds nothing: the next one takes its name.
+        let replaces = self.chain.sequence == self.segment.first_sequence;
+        if !replaces {
+            self.write_index();
+        }
         let header = SegmentHeader {
             journal: self.chain.journal,
             first_sequence: self.chain.sequence,
@@ -323,40 +327,54 @@ impl Writer {
         let Shared { disk, folder, slots, .. } = &*self.shared;
         let (file, header_bytes) = match folder.create(&**disk, &header, *slots) {
             Ok(created) => created,
-            Err(error) => return Err(self.withdraw_segment(header.first_sequence, &error)),
+            Err(error) => return Err(self.withdraw_segment(&header, replaces, &error)),
         };
         let sealed_bytes = self.segment.at;
         self.segment = OpenSegment {
             file,
             first_sequence: header.first_sequence,
-            number: self.segment.number + 1,
+            number: self.segment.number + u32::from(!replaces),
             header_bytes,
             at: header_bytes,
             synced: (header_bytes, header.first_sequence),
             unmarked: false,
         };
         self.full = false;
+        self.publish_segment(header, replaces, sealed_bytes);
+        Ok(())
+    }
+
+    fn publish_segment(&self, header: SegmentHeader, replaces: bool, sealed_bytes: u64) {
         let mut held = self.shared.held.write();
-        if let Some(sealed) = held.segments.back_mut() {
+        if replaces {
+            held.segments.pop_back();
+        } else if let Some(sealed) = held.segments.back_mut() {
             // With the marks, which are not published by themselves.
             sealed.bytes = sealed_bytes;
         }
         held.segments.push_back(Segment {
             number: self.segment.number,
             first_sequence: header.first_sequence,
-            bytes: header_bytes,
+            bytes: self.segment.header_bytes,
             last_log_time: header.floor,
             starts: header.reach,
         });
-        Ok(())
     }
 
     /// The next segment could not be created: the present one goes on, if that is certain.
-    fn withdraw_segment(&self, first_sequence: u64, error: &io::Error) -> Failure {
+    fn withdraw_segment(
+        &self,
+        header: &SegmentHeader,
+        replaces: bool,
+        error: &io::Error,
+    ) -> Failure {
         let Shared { disk, folder, .. } = &*self.shared;
-        let path = folder.segment(first_sequence);
+        let path = folder.segment(header.first_sequence);
         let path = path.display();
-        match folder.withdraw(&**disk, first_sequence) {
+        // Whichever of two empty segments has the name now, another one will replace it.
+        let withdrawn =
+            if replaces { Ok(()) } else { folder.withdraw(&**disk, header.first_sequence) };
+        match withdrawn {
             Ok(()) => Failure::Group(unavailable(format!("{path} cannot be created: {error}"))),
             Err(second) => Failure::Broken(unavailable(format!(
                 "{path} cannot be created ({error}) nor removed ({second}); restart when the disk \

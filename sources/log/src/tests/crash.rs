@@ -253,3 +253,27 @@ fn bytes_that_only_the_page_cache_held_are_written_again() {
     assert_eq!(log.journal.ends(Topic::Events)[0].offset, 2);
     assert_eq!(all(&log.journal, Topic::Events, 0)[1].payload.as_slice(), payload(1, 5_000));
 }
+
+#[test]
+fn a_segment_whose_name_was_not_yet_durable_is_made_so_by_the_next_opening() {
+    let disk = SimulatedDisk::new(4);
+    let clock = TestClock::at(1);
+    let mut log = Stepped::open(&disk, small(), clock.clock()).unwrap();
+    let large = payload(1, 9_000);
+    log.write(vec![event(0, &large)]).unwrap();
+    // The process is killed between the renaming of the next segment and the directory's sync.
+    let next = disk.operations() + 8;
+    disk.set_faults(Faults { crash_at: Some(next), ..Faults::default() });
+    assert!(log.write(vec![event(0, &large)]).is_err());
+    drop(log);
+    let disk = disk.after_kill();
+    assert_eq!(disk.files(".seg").len(), 2);
+    let mut log = Stepped::open(&disk, small(), clock.clock()).unwrap();
+    log.write(vec![event(0, b"acknowledged")]).unwrap();
+    drop(log);
+    for _ in 0..20 {
+        let disk = disk.after_crash();
+        let log = Stepped::open(&disk, small(), clock.clock()).unwrap();
+        assert_eq!(log.journal.ends(Topic::Events)[0].offset, 2);
+    }
+}

@@ -153,3 +153,26 @@ fn a_request_larger_than_a_segment_gets_one_of_its_own() {
     let log = open(&disk.after_crash());
     assert_eq!(payloads(&log, 0), [b"a".to_vec(), large.clone(), b"b".to_vec()]);
 }
+
+#[test]
+fn a_sync_that_fails_in_an_empty_segment_replaces_it() {
+    for renames_failing in [false, true] {
+        let disk = SimulatedDisk::new(8);
+        let mut log = open(&disk);
+        disk.set_faults(Faults { syncs_failing: 1, ..Faults::default() });
+        reason(log.write(vec![event(0, b"lost")]));
+        disk.set_faults(Faults { renames_failing, ..Faults::default() });
+        let next = log.write(vec![event(0, b"next")]);
+        assert_eq!(next.is_err(), renames_failing);
+        disk.set_faults(Faults::default());
+        let last = log.write(vec![event(0, b"last")]);
+        assert_eq!(disk.files(".seg"), [segment_path(0)]);
+        assert_eq!(log.journal.shared.held.read().segments.len(), 1);
+        let acknowledged = [(next, b"next"), (last, b"last")];
+        let expected = acknowledged.iter().filter(|(result, _)| result.is_ok());
+        let expected: Vec<Vec<u8>> = expected.map(|(_, payload)| payload.to_vec()).collect();
+        assert!(!expected.is_empty());
+        drop(log);
+        assert_eq!(payloads(&open(&disk.after_crash()), 0), expected);
+    }
+}
