@@ -267,8 +267,25 @@ impl Config {
                 tick: self.time.tick.0,
                 epoch_bytes_max: self.flow.epoch_bytes_max.0,
                 epochs_in_flight_max: self.flow.epochs_in_flight_max,
+                closes: true,
             },
             read_back_bytes_max: self.flow.read_back_bytes_max.0 as usize,
+        }
+    }
+
+    /// What the collector takes, with the skew that lateness is reckoned with.
+    pub fn collector(&self) -> trueup_collector::Settings {
+        let future_skew_us_max = self.time.future_skew_max.us();
+        trueup_collector::Settings { future_skew_us_max, ..self.limits.clone() }
+    }
+
+    /// What the views keep.
+    pub fn views(&self) -> trueup_sinks::ViewSettings {
+        let workers = self.workers.threads;
+        trueup_sinks::ViewSettings {
+            history_bytes_max: self.flow.history_bytes_max.0 as usize,
+            history_us_max: self.flow.history.us(),
+            ..trueup_sinks::ViewSettings::new(workers, self.rollups.clone(), self.lateness())
         }
     }
 

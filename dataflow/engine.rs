@@ -21,7 +21,7 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread::{JoinHandle, Thread},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use timely::{CommunicationConfig, WorkerConfig, execute::execute};
 use trueup_operators::{
@@ -61,6 +61,7 @@ impl Default for EngineSettings {
                 tick: Duration::from_millis(100),
                 epoch_bytes_max: 16 << 20,
                 epochs_in_flight_max: 4,
+                closes: true,
             },
             read_back_bytes_max: 256 << 20,
         }
@@ -185,6 +186,25 @@ impl Engine {
     /// Why the run cannot go on, or that it took longer than `patience`.
     pub fn settle(&self, patience: Duration) -> Result<Epoch, String> {
         self.shared.epochs.settle(patience)
+    }
+
+    /// Waits until the last epoch that was closed when this was called is in the views.
+    ///
+    /// # Errors
+    /// Why the run cannot go on, or that it took longer than `patience`.
+    pub fn catch_up(&self, patience: Duration) -> Result<Epoch, String> {
+        let (target, until) = (self.lag().closed, Instant::now() + patience);
+        while self.lag().visible < target {
+            if let Some(fault) = self.fault() {
+                return Err(fault);
+            }
+            if Instant::now() >= until {
+                let visible = self.lag().visible;
+                return Err(format!("after {patience:?} epoch {visible} of {target} is visible"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(target)
     }
 
     /// What each worker holds, as of its last epoch.

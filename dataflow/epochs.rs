@@ -42,6 +42,8 @@ pub struct EpochSettings {
     pub epoch_bytes_max: u64,
     /// How many epochs the workers may have under way.
     pub epochs_in_flight_max: u64,
+    /// Whether epochs are closed at all. A replay goes through those that the log has.
+    pub closes: bool,
 }
 
 /// An idle log still gets an epoch this often: its log time moves buckets on.
@@ -229,7 +231,10 @@ impl Epochs {
                 state.see(visible);
                 let now = Instant::now();
                 let hurry = std::mem::take(&mut state.hurry);
-                if !state.appending && (now >= next_tick || hurry || self.heavy(&state)) {
+                if self.settings.closes
+                    && !state.appending
+                    && (now >= next_tick || hurry || self.heavy(&state))
+                {
                     let idle = now - last_close < IDLE && !hurry;
                     next_tick = now + self.settings.tick;
                     if self.close(&mut state, idle) {

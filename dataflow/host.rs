@@ -104,6 +104,22 @@ impl Host {
         Host::on(Arc::new(journal), opened, job, engine, views)
     }
 
+    /// Opens a directory to go through the epochs that it holds, next to a running server or
+    /// without one: changes nothing, closes no epoch.
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn replay<J: Job<N>, const N: usize>(
+        dir: &Path,
+        job: J,
+        mut engine: EngineSettings,
+        views: ViewSettings,
+    ) -> Result<Host, HostError> {
+        let (journal, opened) = Journal::open_read_only(dir)?;
+        engine.epochs.closes = false;
+        Host::on(Arc::new(journal), opened, job, engine, views)
+    }
+
     fn on<J: Job<N>, const N: usize>(
         journal: Arc<Journal>,
         opened: trueup_log::Opened,

@@ -13,13 +13,18 @@
 pub mod ads;
 pub mod batches;
 pub mod bench;
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod engine;
 pub mod epochs;
 pub mod flow;
 pub mod host;
 pub mod ipc;
 pub mod life;
+pub mod node;
 pub mod rows;
+pub mod server;
 pub mod topology;
 pub mod verify;
 mod worker;

@@ -67,6 +67,19 @@ fn recorded(frame: &Frame, row: usize) -> Result<Recorded, String> {
     Ok(Recorded { event: fields(&batch, row), log_time: frame.log_time, id_hash })
 }
 
+/// The earliest event time of a frame, µs.
+///
+/// # Errors
+/// When the frame holds no batch of events.
+pub fn earliest(frame: &Frame) -> Result<Option<i64>, String> {
+    let batch = ipc::decode(frame).map_err(|e| e.to_string())?;
+    let times = batch
+        .column_by_name(columns::OCCURRED_AT)
+        .and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>())
+        .ok_or("the frame has no column of event times")?;
+    Ok(times.values().iter().copied().min())
+}
+
 /// The fields of a row under their outside names; hashes are not shown.
 fn fields(batch: &RecordBatch, row: usize) -> Map<String, Value> {
     let mut fields = Map::new();

@@ -1,7 +1,72 @@
-//! (being written)
+//! `trueup`: reads the command line, runs one command, and turns its end into an exit code:
+//! 0 done, 1 a check failed, 2 wrong use, 70 internal error.
+
 use clap::Parser;
-#[derive(Parser)]
-struct Cli { #[command(flatten)] bench: trueup::bench::Bench }
-fn main() {
-    for line in Cli::parse().bench.run_engine().unwrap() { println!("{line}"); }
+use std::process::ExitCode;
+use trueup::{
+    cli::{Cli, Command},
+    commands::{self, Failure},
+};
+
+fn main() -> ExitCode {
+    if let Err(missing) = processor() {
+        eprintln!("error: {missing}");
+        return ExitCode::from(2);
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TRUEUP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    end_with_the_first_panic();
+    let result = match Cli::parse().command {
+        Command::Demo(demo) => commands::demo(demo),
+        Command::Serve(common) => commands::serve(&common),
+        Command::Generate(generate) => commands::generate(&generate),
+        Command::Replay(replay) => commands::replay(&replay),
+        Command::Verify(verify) => commands::verify(&verify),
+        Command::Bench(bench) => commands::bench(&bench),
+        Command::Doctor(doctor) => commands::doctor(&doctor),
+        Command::Config(common) => commands::config(&common),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.text().is_empty() {
+                eprintln!("error: {}", failure.text());
+            }
+            ExitCode::from(match failure {
+                Failure::Check(_) => 1,
+                Failure::Use(_) => 2,
+                Failure::Internal(_) => 70,
+            })
+        }
+    }
+}
+
+/// A worker that panicked would leave the others waiting for it: the process ends instead, and the
+/// next start goes on from the log.
+fn end_with_the_first_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(70);
+    }));
+}
+
+/// The build asks for x86-64-v3 (`.cargo/config.toml`); an older processor would stop at some
+/// instruction without a word.
+#[cfg(target_arch = "x86_64")]
+fn processor() -> Result<(), &'static str> {
+    // `is_x86_feature_detected!` is constant in a build that assumes the feature, so ask the
+    // processor: leaf 7, EBX bit 5 is AVX2.
+    let has_leaf_7 = std::arch::x86_64::__cpuid(0).eax >= 7;
+    match has_leaf_7 && std::arch::x86_64::__cpuid_count(7, 0).ebx >> 5 & 1 == 1 {
+        true => Ok(()),
+        false => Err("this processor has no AVX2, which this build needs; build with \
+                      RUSTFLAGS=\"-C target-cpu=x86-64\""),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn processor() -> Result<(), &'static str> {
+    Ok(())
 }

@@ -6,11 +6,7 @@ use super::{
     memory_log::MemoryLog,
     meter::{Cost, Meter, median},
 };
-use crate::{
-    ads::AD_DIMENSIONS_MAX,
-    engine::Engine,
-    topology::AdJob,
-};
+use crate::{ads::AD_DIMENSIONS_MAX, engine::Engine, topology::AdJob};
 use serde_json::json;
 use std::{
     collections::HashMap,
@@ -18,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 use trueup_generator::{
-    frames::Layout,
     ads1::{Ads1, Answer, stream_time_ms},
+    frames::Layout,
 };
 use trueup_operators::{
     hash::HashKey,
@@ -43,13 +39,12 @@ pub enum Query {
 }
 
 impl Query {
-    fn rollups(self) -> Vec<RollupSpec> {
+    pub(super) fn rollups(self) -> Vec<RollupSpec> {
         let table = |name, dimensions: &[&str], granularity| RollupSpec {
             granularities: vec![granularity],
             ..RollupSpec::new(name, dimensions)
         };
-        let by_minute =
-            table("q1", &["campaignId", "country", "deviceType"], Granularity::Minute);
+        let by_minute = table("q1", &["campaignId", "country", "deviceType"], Granularity::Minute);
         let mut rollups = match self {
             Query::Q1 => vec![by_minute],
             Query::Q1Three => vec![
@@ -64,7 +59,7 @@ impl Query {
         rollups
     }
 
-    fn has_verdicts(self) -> bool {
+    pub(super) fn has_verdicts(self) -> bool {
         self != Query::Q1
     }
 
@@ -89,11 +84,7 @@ pub(super) fn run(bench: &Bench, query: Query) -> Result<serde_json::Value, Stri
         log.epochs(),
         log.bytes() as f64 / bench.events as f64
     );
-    let expected = if query.has_verdicts() {
-        ads1.reference_with_verdicts(bench.events)
-    } else {
-        ads1.reference(bench.events)
-    };
+    let expected = expected(&ads1, bench.events, query);
     let mut rates = Vec::new();
     let mut cpu = Vec::new();
     let mut last = json!(null);
@@ -155,11 +146,7 @@ fn fill(ads1: &Ads1, bench: &Bench, query: Query) -> MemoryLog {
 
 /// One run: from the start of the workers until the last epoch is visible. What the ledger takes
 /// an event, and the answer.
-fn once(
-    bench: &Bench,
-    query: Query,
-    log: &Arc<MemoryLog>,
-) -> Result<(Cost, Answer, f64), String> {
+fn once(bench: &Bench, query: Query, log: &Arc<MemoryLog>) -> Result<(Cost, Answer, f64), String> {
     let settings = bench.engine();
     let symbols = Arc::new(Symbols::default());
     let mut view_settings =
@@ -197,8 +184,16 @@ fn once(
     Ok((cost, answer, bytes as f64 / events.max(1) as f64))
 }
 
+/// The reference answer.
+pub(super) fn expected(ads1: &Ads1, events: u64, query: Query) -> Answer {
+    match query.has_verdicts() {
+        true => ads1.reference_with_verdicts(events),
+        false => ads1.reference(events),
+    }
+}
+
 /// Q1's five numbers, from the view that has its dimensions.
-fn answer(tables: &dyn Tables, query: Query) -> Result<Answer, String> {
+pub(super) fn answer(tables: &dyn Tables, query: Query) -> Result<Answer, String> {
     let rollup = &query.rollups()[0];
     let name = rollup.view_name(Granularity::Minute);
     let view = tables.catalog().view(&name).ok_or("the view is not there")?;

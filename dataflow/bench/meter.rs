@@ -11,8 +11,6 @@ pub(super) struct Meter {
     pid: u32,
     start: Instant,
     cpu_s: f64,
-    /// Resident before it began, MiB.
-    pub(super) rss_before_mib: f64,
 }
 
 /// What it came to.
@@ -28,8 +26,7 @@ impl Meter {
     pub(super) fn start(pid: u32) -> Meter {
         // "5" resets the peak to what is resident now. Refused: the peak is of the whole life.
         let _refused = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
-        let rss_before_mib = status_mib(pid, "VmRSS:");
-        Meter { pid, start: Instant::now(), cpu_s: cpu_s(pid), rss_before_mib }
+        Meter { pid, start: Instant::now(), cpu_s: cpu_s(pid) }
     }
 
     /// What it cost so far.

@@ -1,44 +1,64 @@
 //! `trueup bench`: the measurements of BENCHMARKS.md by name. A figure is printed only for a run
 //! whose answer equals the reference.
 
+mod client;
 mod engine;
+mod freshness;
+mod http;
 mod memory_log;
 mod meter;
 
 pub use engine::Query;
 
 use crate::engine::EngineSettings;
+use std::path::PathBuf;
 
 /// What is measured, and on how much.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Bench {
-    /// Events of the stream.
+    /// Events of the stream, on the engine alone.
     #[arg(long, default_value_t = 10_000_000)]
     pub events: u64,
+    /// Events of the stream, over HTTP.
+    #[arg(long, default_value_t = 4_000_000)]
+    pub http_events: u64,
     /// Worker threads.
     #[arg(long, default_value_t = 2)]
     pub workers: usize,
     /// Partitions of the log.
     #[arg(long, default_value_t = 4)]
     pub partitions: u16,
-    /// Events of an epoch.
+    /// Events of an epoch, on the engine alone.
     #[arg(long, default_value_t = 100_000)]
     pub epoch_events: u64,
-    /// Epochs under way.
+    /// Epochs under way, on the engine alone.
     #[arg(long, default_value_t = 2)]
     pub in_flight: u64,
+    /// Connections that send, over HTTP.
+    #[arg(long, default_value_t = 4)]
+    pub clients: usize,
+    /// Events a second of `freshness`.
+    #[arg(long, default_value_t = 400_000)]
+    pub rate: u64,
+    /// How long `freshness` runs.
+    #[arg(long, default_value_t = 30)]
+    pub seconds: u64,
     /// Runs that count, after one that does not.
     #[arg(long, default_value_t = 3)]
     pub runs: usize,
     /// What is run.
     #[arg(long, value_enum, default_values_t = [Query::Q1, Query::Q1Three, Query::Q1Plus])]
     pub query: Vec<Query>,
+    /// Where servers keep their logs; the system's directory for temporary files if not given.
+    #[arg(long)]
+    pub scratch: Option<PathBuf>,
 }
 
 impl Bench {
     fn engine(&self) -> EngineSettings {
         let mut settings = EngineSettings { workers: self.workers, ..EngineSettings::default() };
         settings.epochs.epochs_in_flight_max = self.in_flight;
+        settings.epochs.closes = false;
         settings
     }
 
@@ -48,5 +68,22 @@ impl Bench {
     /// When an answer is wrong or a run does not end.
     pub fn run_engine(&self) -> Result<Vec<serde_json::Value>, String> {
         self.query.iter().map(|&query| engine::run(self, query)).collect()
+    }
+
+    /// Runs the queries over HTTP, plain and gzipped.
+    ///
+    /// # Errors
+    /// When an answer is wrong or a run does not end.
+    pub fn run_http(&self) -> Result<Vec<serde_json::Value>, String> {
+        let runs = self.query.iter().flat_map(|&query| [(query, false), (query, true)]);
+        runs.map(|(query, gzip)| http::run(self, query, gzip)).collect()
+    }
+
+    /// Runs the queries at a fixed rate.
+    ///
+    /// # Errors
+    /// When a run does not end.
+    pub fn run_freshness(&self) -> Result<Vec<serde_json::Value>, String> {
+        self.query.iter().map(|&query| freshness::run(self, query)).collect()
     }
 }

@@ -33,6 +33,11 @@ impl Filter {
         self.views.is_empty() || self.views.iter().any(|view| view == name)
     }
 
+    /// Whether rows of this view and bucket are compared.
+    pub fn covers(&self, view: &str, start_us: i64) -> bool {
+        self.has_view(view) && self.has_bucket(view, start_us)
+    }
+
     fn has_bucket(&self, view: &str, start_us: i64) -> bool {
         self.from_us.is_none_or(|from| from <= start_us)
             && self.to_us.is_none_or(|to| start_us < to)

@@ -1,0 +1,281 @@
+//! `verify`, `replay` and `doctor`: three ways to doubt what a server shows.
+
+use super::{Failure, remote::Remote};
+use crate::{
+    ads::AD_DIMENSIONS_MAX,
+    cli::{Doctor, Range, Replay, Verify},
+    config::Config,
+    epochs::read_rows,
+    host::Host,
+    topology::AdJob,
+    verify::{self, Comparison, Filter, Recomputed, Served, VerifySettings},
+};
+use serde_json::json;
+use std::{collections::BTreeMap, time::Duration};
+use trueup_log::{Journal, Repair};
+use trueup_operators::{
+    log::{Log, Topic},
+    time::{Epoch, EventTime, format_rfc3339},
+};
+
+/// How long a replay of the whole log may take.
+const PATIENCE: Duration = Duration::from_secs(4 * 3_600);
+
+/// `trueup verify`
+///
+/// # Errors
+/// 1 when something differs, 2 when it could not run.
+pub fn verify(command: &Verify) -> Result<(), Failure> {
+    let config = command.common.load()?;
+    let cannot = |e: String| Failure::Use(e);
+    let (journal, _) =
+        Journal::open_read_only(&config.data_dir).map_err(|e| cannot(e.to_string()))?;
+    let settings = VerifySettings { lateness: config.lateness(), rollups: config.rollups.clone() };
+    let recompute =
+        |upto| verify::recompute(&journal, &settings, upto).map_err(|e| cannot(e.to_string()));
+    let (recomputed, served, counts) = match &command.server {
+        Some(url) => {
+            let remote = Remote::new(url, command.token.as_deref());
+            let (epoch, dimensions) = visible(&remote, &config).map_err(cannot)?;
+            let served = remote.served(&dimensions, epoch).map_err(cannot)?;
+            (recompute(Some(epoch))?, served, None)
+        }
+        None => {
+            let host = again(&config)?;
+            let served = verify::served(&**host.tables(), None)
+                .map_err(|e| cannot(format!("the views cannot be read: {e}")))?;
+            let counts = host.tables().counts().map_err(|e| cannot(e.to_string()))?.1;
+            host.close();
+            (recompute(Some(served.epoch))?, served, Some(counts))
+        }
+    };
+    let filter = filter(&command.range, &served);
+    let mut comparison = verify::compare(&recomputed, &served.views, &filter);
+    if let (Some(counts), true) = (counts, is_everything(&command.range)) {
+        verify::compare_counts(&recomputed, &counts, &mut comparison);
+    }
+    report(&comparison, &recomputed, command.json)
+}
+
+fn report(comparison: &Comparison, recomputed: &Recomputed, json: bool) -> Result<(), Failure> {
+    if json {
+        let counts = &recomputed.counts;
+        let mut report =
+            serde_json::to_value(comparison).map_err(|e| Failure::Internal(e.to_string()))?;
+        report["equal"] = json!(comparison.is_equal());
+        report["counts"] = json!(counts);
+        println!("{report}");
+    } else {
+        print!("{comparison}");
+    }
+    if comparison.is_equal() { Ok(()) } else { Err(Failure::Check(String::new())) }
+}
+
+/// The epoch that a server shows, and the dimensions of the views that it is configured with.
+fn visible(
+    remote: &Remote,
+    config: &Config,
+) -> Result<(Epoch, BTreeMap<String, Vec<String>>), String> {
+    let status = remote.get("/v1/status")?;
+    let epoch = status["epoch"].as_u64().filter(|&epoch| epoch > 0);
+    let epoch = epoch.ok_or_else(|| format!("the server shows no epoch yet: {status}"))?;
+    let mut dimensions = BTreeMap::new();
+    for rollup in &config.rollups {
+        for &granularity in &rollup.granularities {
+            dimensions.insert(rollup.view_name(granularity), rollup.dimensions.clone());
+        }
+    }
+    Ok((epoch, dimensions))
+}
+
+/// The log through the engine again, up to its last epoch.
+fn again(config: &Config) -> Result<Host, Failure> {
+    let job = AdJob { rollups: config.rollups.clone() };
+    let host = Host::replay::<AdJob, AD_DIMENSIONS_MAX>(
+        &config.data_dir,
+        job,
+        config.engine(),
+        config.views(),
+    )
+    .map_err(|e| Failure::Use(e.to_string()))?;
+    host.engine().catch_up(PATIENCE).map_err(Failure::Internal)?;
+    Ok(host)
+}
+
+fn filter(range: &Range, served: &Served) -> Filter {
+    Filter {
+        from_us: range.from,
+        to_us: range.to,
+        views: range.view.clone(),
+        kept_from_us: served.kept_from_us.clone(),
+    }
+}
+
+fn is_everything(range: &Range) -> bool {
+    range.from.is_none() && range.to.is_none() && range.view.is_empty()
+}
+
+/// `trueup replay --dry-run`
+///
+/// # Errors
+/// 1 when the replay would change something, 2 when it could not run.
+pub fn replay(command: &Replay) -> Result<(), Failure> {
+    if !command.dry_run {
+        return Err(Failure::Use(
+            "only a dry run is possible: add --dry-run to see what a replay would change".into(),
+        ));
+    }
+    let config = command.common.load()?;
+    let host = again(&config)?;
+    let replayed = verify::served(&**host.tables(), None)
+        .map_err(|e| Failure::Use(format!("the views cannot be read: {e}")))?;
+    let range = touched(command, &host)?;
+    host.close();
+    let served = match &command.server {
+        // Nothing is published: everything that the replay shows would be new.
+        None => verify::Views::new(),
+        Some(url) => {
+            let remote = Remote::new(url, command.token.as_deref());
+            let (epoch, dimensions) = visible(&remote, &config).map_err(Failure::Use)?;
+            if epoch != replayed.epoch {
+                return Err(Failure::Use(format!(
+                    "the server shows epoch {epoch}, the log ends with epoch {}; try again when \
+                     it is quiet",
+                    replayed.epoch
+                )));
+            }
+            remote.served(&dimensions, epoch).map_err(Failure::Use)?.views
+        }
+    };
+    let filter = filter(&range, &replayed);
+    let changes = print_changes(&served, &replayed.views, &filter);
+    println!("epoch {}: {changes} rows would change", replayed.epoch);
+    if changes == 0 { Ok(()) } else { Err(Failure::Check(String::new())) }
+}
+
+/// Prints −old +new of each row that is not the same; how many there are.
+fn print_changes(old: &verify::Views, new: &verify::Views, filter: &Filter) -> u64 {
+    let mut changes = 0;
+    let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    for name in names {
+        let (none, has) = (verify::ViewRows::new(), |start_us| filter.covers(name, start_us));
+        let (before, after) = (old.get(name).unwrap_or(&none), new.get(name).unwrap_or(&none));
+        let keys: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
+        for key in keys.into_iter().filter(|key| has(key.0)) {
+            let (b, a) = (before.get(key), after.get(key));
+            if b == a {
+                continue;
+            }
+            changes += 1;
+            let at = format!("{name} {} {}", format_rfc3339(key.0), key.1.join(" "));
+            for (sign, row) in [("-", b), ("+", a)] {
+                if let Some(row) = row {
+                    println!("{sign} {at} {:?} v{}", row.figures, row.version);
+                }
+            }
+        }
+    }
+    changes
+}
+
+/// The range of rows that events from the given offsets on stand in, within what was asked for.
+fn touched(command: &Replay, host: &Host) -> Result<Range, Failure> {
+    let mut range = command.range.clone();
+    if command.from_offset.is_empty() {
+        return Ok(range);
+    }
+    let log = &**host.journal();
+    let mut earliest: Option<i64> = None;
+    for text in &command.from_offset {
+        let wrong = || Failure::Use(format!("`{text}` is no place; write PARTITION:OFFSET"));
+        let (partition, offset) = text.split_once(':').ok_or_else(wrong)?;
+        let partition: u16 = partition.parse().map_err(|_| wrong())?;
+        let mut offset: u64 = offset.parse().map_err(|_| wrong())?;
+        let end = log.ends(Topic::Events).get(usize::from(partition)).map(|end| end.offset);
+        let end = end.ok_or_else(|| {
+            Failure::Use(format!("there is no partition {partition} of the events topic"))
+        })?;
+        while offset < end {
+            let frames = log
+                .read(Topic::Events, partition, offset, end, 8 << 20)
+                .map_err(|e| Failure::Use(e.to_string()))?;
+            for frame in &frames {
+                let first = crate::life::earliest(frame).map_err(Failure::Internal)?;
+                earliest = [earliest, first].into_iter().flatten().min();
+            }
+            offset = frames.last().map_or(end, |frame| frame.offset + 1);
+        }
+    }
+    // A row of a day may begin a day before its event.
+    let day = trueup_operators::time::Granularity::Day;
+    let from = earliest.map(|us| day.start(day.bucket(EventTime(us))).0);
+    range.from = [range.from, from].into_iter().flatten().max();
+    Ok(range)
+}
+
+/// `trueup doctor`
+///
+/// # Errors
+/// 1 when something is not as it was written, 2 when the directory cannot be read.
+pub fn doctor(command: &Doctor) -> Result<(), Failure> {
+    let config = command.common.load()?;
+    let repair = if command.repair { Repair::CutTornWrite } else { Repair::Nothing };
+    let report =
+        trueup_log::check(&config.data_dir, repair).map_err(|e| Failure::Use(e.to_string()))?;
+    let remap = check_remap(&config);
+    let torn = report.torn.as_ref().map(|torn| torn.bytes);
+    let well = report.damage.is_empty() && remap.is_ok() && (torn.is_none() || report.repaired);
+    let topics: Vec<_> = report
+        .partitions
+        .iter()
+        .map(|p| {
+            json!({
+                "topic": p.topic.name(), "partition": p.partition, "first": p.first, "end": p.end,
+                "frames": p.frames, "records": p.records,
+            })
+        })
+        .collect();
+    let damage: Vec<String> = report.damage.iter().map(|d| format!("{d:?}")).collect();
+    let told = json!({
+        "well": well,
+        "installation": report.installation,
+        "segments": report.segments.len(),
+        "frames": report.frames(),
+        "bytes": report.bytes(),
+        "partitions": topics,
+        "tornBytes": torn,
+        "repaired": report.repaired,
+        "damage": damage,
+        "epochs": remap.as_ref().ok(),
+        "remapError": remap.as_ref().err(),
+    });
+    if command.json {
+        println!("{told}");
+    } else {
+        println!("{told:#}");
+    }
+    if well { Ok(()) } else { Err(Failure::Check("the data directory is not well".into())) }
+}
+
+/// Whether the epochs follow one another and name only frames that are there; the last one.
+fn check_remap(config: &Config) -> Result<Epoch, String> {
+    let (journal, _) = Journal::open_read_only(&config.data_dir).map_err(|e| e.to_string())?;
+    let end = journal.ends(Topic::Remap).first().map_or(0, |end| end.offset);
+    let (mut at, mut last) = (journal.first(Topic::Remap, 0), None);
+    while at < end {
+        let rows = read_rows(&journal, at, end).map_err(|e| e.to_string())?;
+        at += rows.len() as u64;
+        last = rows.into_iter().next_back();
+    }
+    let Some(last) = last else { return Ok(0) };
+    let ends = journal.ends(Topic::Events);
+    for (partition, (upto, end)) in last.events.iter().zip(&ends).enumerate() {
+        if upto.offset > end.offset {
+            return Err(format!(
+                "epoch {} ends at offset {} of partition {partition}, the log at {}",
+                last.epoch, upto.offset, end.offset
+            ));
+        }
+    }
+    Ok(last.epoch)
+}

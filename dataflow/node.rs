@@ -1,0 +1,503 @@
+//! One server process: the host of the ad job, the collector in front of it, and what the queries
+//! ask of both. It answers what is not in the views: status, readiness, metrics, the life of one
+//! event, and whether more events may come.
+
+use crate::{
+    ads::AD_DIMENSIONS_MAX, config::Config, epochs::read_rows, host::Host, life::Lives,
+    topology::AdJob,
+};
+use hdrhistogram::Histogram;
+use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use trueup_collector::{Collector, Pressure};
+use trueup_operators::{
+    access::Access,
+    change::Counts,
+    event::{Fate, Position},
+    hash::{Domain, IdHash},
+    ledger::{Entry, Standing},
+    log::{Log, Topic},
+    problem::Problem,
+    remap::RemapRow,
+    time::{EventTime, Granularity, LogTime, format_rfc3339, parse_rfc3339},
+};
+use trueup_queries::Runtime;
+use trueup_sinks::ReadEvents;
+
+/// Freshness is told over this long.
+const FRESHNESS_WINDOW: Duration = Duration::from_secs(60);
+/// How often it is looked at.
+const FRESHNESS_EVERY: Duration = Duration::from_millis(50);
+/// Quarantined events that a search for one id looks at, newest first: the ledger, which has an
+/// index, does not know them.
+const QUARANTINED_SEARCHED_MAX: usize = 1_000;
+
+/// A running server without its sockets.
+pub struct Node {
+    pub(crate) host: Host,
+    pub(crate) collector: std::sync::OnceLock<Collector>,
+    config: Config,
+    lives: Lives,
+    metrics: PrometheusHandle,
+    freshness: Mutex<Freshness>,
+    started: Instant,
+    recovery: Mutex<Option<Duration>>,
+    draining: AtomicBool,
+}
+
+/// How old the visible epoch was, ms, at regular instants of this window and of the one before.
+struct Freshness {
+    now: Histogram<u64>,
+    before: Histogram<u64>,
+    since: Instant,
+}
+
+/// Why a node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The log or the engine.
+    #[error(transparent)]
+    Host(#[from] crate::host::HostError),
+    /// The collector.
+    #[error(transparent)]
+    Collector(#[from] trueup_collector::StartError),
+    /// The process has another recorder of metrics.
+    #[error("metrics cannot be recorded: {0}")]
+    Metrics(String),
+}
+
+impl Node {
+    /// Opens the data directory and starts everything but the sockets.
+    ///
+    /// # Errors
+    /// When the directory, the log or a setting cannot be used.
+    pub fn open(config: Config, access: Arc<Access>) -> Result<Arc<Node>, NodeError> {
+        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new()
+            .install_recorder()
+            .map_err(|e| NodeError::Metrics(e.to_string()))?;
+        let job = AdJob { rollups: config.rollups.clone() };
+        let host = Host::open_with::<AdJob, AD_DIMENSIONS_MAX>(
+            &config.data_dir,
+            job,
+            config.journal(),
+            config.engine(),
+            config.views(),
+        )?;
+        let log = Arc::clone(host.journal()) as Arc<dyn Log>;
+        let key = host.key();
+        let settings = config.collector();
+        let node = Arc::new(Node {
+            lives: Lives::new(Arc::clone(&log)),
+            host,
+            collector: std::sync::OnceLock::new(),
+            config,
+            metrics,
+            freshness: Mutex::new(Freshness::new()),
+            started: Instant::now(),
+            recovery: Mutex::new(None),
+            draining: AtomicBool::new(false),
+        });
+        let pressure = Arc::new(Behind(Arc::downgrade(&node)));
+        let clock = Arc::new(|| jiff::Timestamp::now().as_microsecond());
+        let collector = Collector::new(log, key, access, settings, pressure, clock)?;
+        if node.collector.set(collector).is_err() {
+            unreachable!("the node was made above");
+        }
+        Ok(node)
+    }
+
+    /// The collector, there since [`Node::open`] returned.
+    pub fn collector(&self) -> &Collector {
+        self.collector.get().expect("set before `open` returned the node")
+    }
+
+    /// Watches freshness and faults until the node drains; returns the fault, if there is one.
+    pub fn watch(&self) -> Option<String> {
+        while !self.draining.load(Ordering::Acquire) {
+            if let Some(fault) = self.host.engine().fault() {
+                return Some(fault);
+            }
+            self.metrics.run_upkeep();
+            self.look();
+            std::thread::sleep(FRESHNESS_EVERY);
+        }
+        None
+    }
+
+    fn look(&self) {
+        let lag = self.host.engine().lag();
+        let mut recovery = self.recovery.lock();
+        if lag.caught_up && recovery.is_none() {
+            *recovery = Some(self.started.elapsed());
+            tracing::info!(
+                epoch = lag.visible,
+                seconds = self.started.elapsed().as_secs_f64(),
+                "caught up"
+            );
+        }
+        drop(recovery);
+        if let Some(at) = self.host.tables().visible() {
+            self.freshness.lock().record(self.now_us() - at.frontier.0);
+        }
+    }
+
+    /// Takes nothing more, and makes everything that was taken visible.
+    ///
+    /// # Errors
+    /// Why not everything could be shown; it is in the log nevertheless.
+    pub fn drain(&self) -> Result<(), String> {
+        self.draining.store(true, Ordering::Release);
+        self.host.settle().map(drop).map_err(|e| e.to_string())
+    }
+
+    fn counts(&self) -> Value {
+        // The views first: what arrives meanwhile is pending, never missing.
+        let counts = self.host.tables().counts().map(|(_, counts)| counts).unwrap_or_default();
+        let ends = self.host.journal().ends(Topic::Events);
+        let accepted: u64 = ends.iter().map(|end| end.records).sum();
+        let decided: u64 = counts.fates.iter().sum();
+        let rejected = self.collector().rejected();
+        let of = |fate: Fate| counts.fates[fate as usize];
+        json!({
+            "received": accepted + rejected,
+            "accepted": accepted,
+            "rejected": rejected,
+            "counted": of(Fate::Counted),
+            "duplicate": of(Fate::Duplicate),
+            "conflict": of(Fate::Conflict),
+            "quarantined": of(Fate::Quarantined),
+            "tooLate": of(Fate::TooLate),
+            "pending": accepted.saturating_sub(decided),
+            "late": counts.late,
+            "verdicts": counts.verdicts,
+            "retractions": counts.retractions,
+            "verdictsTooLate": counts.verdicts_too_late,
+            "arithmeticErrors": counts.arithmetic_errors,
+            "folded": counts.folded,
+        })
+    }
+
+    /// The remap row of the visible epoch: which offsets the views show.
+    fn visible_row(&self) -> Option<RemapRow> {
+        let epoch = self.host.engine().lag().visible;
+        let log = &**self.host.journal();
+        epoch.checked_sub(1).and_then(|at| read_rows(log, at, epoch).ok()?.pop())
+    }
+
+    fn partitions(&self) -> Value {
+        let shown = self.visible_row();
+        let of = |topic: Topic| {
+            let shown = shown.as_ref().map(|row| match topic {
+                Topic::Events => &row.events,
+                _ => &row.verdicts,
+            });
+            let ends = self.host.journal().ends(topic);
+            let first = |partition| self.host.journal().first(topic, partition);
+            ends.into_iter()
+                .enumerate()
+                .map(move |(partition, end)| {
+                    let visible =
+                        shown.and_then(|s| s.get(partition)).map_or(0, |upto| upto.offset);
+                    json!({
+                        "topic": topic.name(),
+                        "partition": partition,
+                        "firstOffset": first(partition as u16),
+                        "endOffset": end.offset,
+                        "visibleOffset": visible,
+                        "lagFrames": end.offset - visible.min(end.offset),
+                        "records": end.records,
+                        "bytes": end.bytes,
+                        "completeTo": format_rfc3339(end.complete_to.0),
+                    })
+                })
+                .collect::<Vec<_>>()
+        };
+        Value::Array([Topic::Events, Topic::Verdicts].into_iter().flat_map(of).collect())
+    }
+
+    fn memory(&self) -> Value {
+        let workers = self.host.engine().memory();
+        let sum = |of: fn(&crate::WorkerMemory) -> usize| workers.iter().map(of).sum::<usize>();
+        let views = self.host.tables().memory();
+        let (ledger_bytes, ledger_events) = (sum(|m| m.ledger_bytes), sum(|m| m.ledger_events));
+        json!({
+            "ledgerBytes": ledger_bytes,
+            "ledgerEvents": ledger_events,
+            "ledgerBytesPerEvent": ledger_bytes as f64 / ledger_events.max(1) as f64,
+            "accumulatorRows": sum(|m| m.rows),
+            "accumulatorBytes": sum(|m| m.rows_bytes),
+            "viewRows": views.rows,
+            "viewBytes": views.rows_bytes,
+            "viewIndexBytes": views.index_bytes,
+            "historyBytes": views.history_bytes,
+            "incidentsBytes": views.incidents_bytes,
+            "symbols": self.host.symbols().len(),
+            "symbolsBytes": self.host.symbols().bytes(),
+            "logTailBytes": self.host.journal().tail_bytes(),
+            "logWaitingBytes": self.host.journal().waiting_bytes(),
+        })
+    }
+
+    /// Where an event is and what became of it, from the ledger or from the quarantine.
+    fn find(&self, id: IdHash) -> Result<Option<(Position, Option<Entry>, Fate)>, Problem> {
+        let entry = self.host.engine().lookup(id).map_err(|e| not_now(&e))?;
+        if let Some(entry) = entry {
+            let fate = if entry.too_late { Fate::TooLate } else { Fate::Counted };
+            return Ok(Some((entry.position, Some(entry), fate)));
+        }
+        let fates = [Fate::Quarantined];
+        let newest = self.host.tables().incidents(&fates, None, None, QUARANTINED_SEARCHED_MAX);
+        for (_, incident) in newest.map(|page| page.incidents).unwrap_or_default() {
+            let recorded = self.lives.at(incident.position).map_err(|e| not_now(&e))?;
+            if recorded.id_hash == Some(id) {
+                return Ok(Some((incident.position, None, incident.fate)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The view rows that an event stands in.
+    fn rows_of(&self, event: &serde_json::Map<String, Value>) -> Vec<Value> {
+        let text = |name: &str| event.get(name).and_then(Value::as_str);
+        let Some(at) = text("occurredAt").and_then(parse_rfc3339).map(EventTime) else {
+            return Vec::new();
+        };
+        let mut rows = Vec::new();
+        for rollup in &self.config.rollups {
+            for &granularity in &rollup.granularities {
+                let start = Granularity::start(granularity, granularity.bucket(at));
+                let mut row = serde_json::Map::new();
+                row.insert("view".into(), json!(rollup.view_name(granularity)));
+                row.insert("bucketStart".into(), json!(format_rfc3339(start.0)));
+                for dimension in &rollup.dimensions {
+                    row.insert(dimension.clone(), json!(text(dimension)));
+                }
+                rows.push(Value::Object(row));
+            }
+        }
+        rows
+    }
+}
+
+impl Freshness {
+    fn new() -> Freshness {
+        // One ms to a day, three digits: 200 KiB each.
+        let histogram =
+            || Histogram::new_with_bounds(1, 86_400_000, 3).expect("the bounds are in order");
+        Freshness { now: histogram(), before: histogram(), since: Instant::now() }
+    }
+
+    fn record(&mut self, age_us: i64) {
+        if self.since.elapsed() > FRESHNESS_WINDOW {
+            std::mem::swap(&mut self.now, &mut self.before);
+            self.now.reset();
+            self.since = Instant::now();
+        }
+        self.now.saturating_record((age_us / 1_000).max(1) as u64);
+    }
+
+    fn told(&self) -> Value {
+        let mut both = self.before.clone();
+        both.add(&self.now).expect("both have the same bounds");
+        let seconds = |quantile| both.value_at_quantile(quantile) as f64 / 1e3;
+        json!({ "p50Seconds": seconds(0.5), "p99Seconds": seconds(0.99), "samples": both.len() })
+    }
+}
+
+/// The collector's view of the node: how far behind the dataflow is.
+struct Behind(std::sync::Weak<Node>);
+
+impl Pressure for Behind {
+    fn check(&self) -> Result<(), Problem> {
+        let Some(node) = self.0.upgrade() else { return Ok(()) };
+        if node.draining.load(Ordering::Acquire) {
+            return Err(Problem::new(
+                503,
+                "draining",
+                "the server is stopping",
+                "the server takes no more events because it was asked to stop",
+                "send to another server, or again after the restart",
+            )
+            .retry_after(5));
+        }
+        let lag = node.host.engine().lag();
+        let flow = &node.config.flow;
+        let epochs = lag.closed - lag.visible.min(lag.closed);
+        let over_epochs = lag.caught_up && epochs > flow.lag_epochs_max;
+        if lag.bytes <= flow.lag_bytes_max.0 && !over_epochs {
+            return Ok(());
+        }
+        Err(Problem::new(
+            429,
+            "dataflow_behind",
+            "the views are too far behind",
+            format!(
+                "the views are {} bytes and {epochs} epochs behind the log; the limits are {} and {}",
+                lag.bytes, flow.lag_bytes_max.0, flow.lag_epochs_max
+            ),
+            "send the same batch again later; nothing of it was taken",
+        )
+        .retry_after(1))
+    }
+}
+
+impl ReadEvents for Node {
+    fn event_json(&self, position: Position) -> Result<Value, String> {
+        self.lives.at(position).map(|recorded| Value::Object(recorded.event))
+    }
+}
+
+impl Runtime for Node {
+    fn status(&self) -> Value {
+        let lag = self.host.engine().lag();
+        let at = self.host.tables().visible();
+        let time = |time: Option<LogTime>| time.map(|t| format_rfc3339(t.0));
+        let age_s = at.map(|at| (self.now_us() - at.frontier.0).max(0) as f64 / 1e6);
+        let journal = self.host.journal();
+        let log = journal.counts();
+        let opened = self.host.opened();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "epoch": lag.visible,
+            "closedEpoch": lag.closed,
+            "caughtUp": lag.caught_up,
+            "fault": self.host.engine().fault(),
+            "logTime": time(at.map(|at| at.frontier)),
+            "freshnessSeconds": age_s,
+            "freshness": self.freshness.lock().told(),
+            "lag": { "epochs": lag.closed - lag.visible.min(lag.closed), "bytes": lag.bytes },
+            "partitions": self.partitions(),
+            "counts": self.counts(),
+            "memory": self.memory(),
+            "workers": self.config.workers.threads,
+            "uptimeSeconds": self.started.elapsed().as_secs_f64(),
+            "recoverySeconds": self.recovery.lock().map(|r| r.as_secs_f64()),
+            "log": {
+                "kind": "embedded",
+                "bytesHeld": journal.bytes_held(),
+                "framesAppended": log.frames,
+                "bytesAppended": log.bytes,
+                "syncs": log.syncs,
+                "syncMeanMs": log.sync_us as f64 / 1e3 / log.syncs.max(1) as f64,
+                "syncMaxMs": log.sync_us_max as f64 / 1e3,
+                "groupsFailed": log.groups_failed,
+                "segmentsAtStart": opened.segments,
+                "tornBytesCut": opened.torn.as_ref().map(|torn| torn.bytes),
+                "clockBehindMs": opened.clock_behind_us / 1_000,
+            },
+        })
+    }
+
+    fn ready(&self) -> Result<(), Problem> {
+        let lag = self.host.engine().lag();
+        let wait = |code, detail: String| {
+            let hint = "ask again; `/v1/status` says how far it is";
+            Err(Problem::new(503, code, "the server is not ready", detail, hint).retry_after(1))
+        };
+        if let Some(fault) = self.host.engine().fault() {
+            return wait("fault", fault);
+        }
+        if self.draining.load(Ordering::Acquire) {
+            return wait("draining", "the server is stopping".into());
+        }
+        match lag.caught_up && lag.visible > 0 {
+            true => Ok(()),
+            false => {
+                let detail = format!("epoch {} of {} is visible", lag.visible, lag.closed);
+                wait("catching_up", detail)
+            }
+        }
+    }
+
+    fn metrics_text(&self) -> String {
+        gauges(self);
+        self.metrics.render()
+    }
+
+    fn event(&self, id: &str) -> Result<Option<Value>, Problem> {
+        let hash = self.host.key().hash(Domain::Event, id.as_bytes());
+        let as_of = self.host.engine().lag().visible;
+        let Some((position, entry, fate)) = self.find(hash)? else { return Ok(None) };
+        let recorded = self.lives.at(position).map_err(|e| not_now(&e))?;
+        let standing = entry.map_or(Standing::Absent, |entry| entry.standing);
+        let why = entry.map(|entry| {
+            json!({
+                "bornInvalid": entry.born_invalid,
+                "eventInvalid": entry.event_invalid,
+                "impressionInvalid": entry.impression_invalid,
+            })
+        });
+        let rows = match standing {
+            Standing::Absent => Vec::new(),
+            Standing::Valid | Standing::Invalid => self.rows_of(&recorded.event),
+        };
+        Ok(Some(json!({
+            "eventId": id,
+            "received": {
+                "logTime": format_rfc3339(recorded.log_time.0),
+                "partition": position.partition,
+                "offset": position.offset,
+                "row": position.row,
+            },
+            "fate": fate.code(),
+            "counted": fate == Fate::Counted,
+            "standing": match standing {
+                Standing::Absent => "absent",
+                Standing::Valid => "valid",
+                Standing::Invalid => "invalid",
+            },
+            "why": why,
+            "rows": rows,
+            "event": recorded.event,
+            "asOfEpoch": as_of,
+        })))
+    }
+}
+
+/// The gauges that are read when someone asks; counters are kept where things happen.
+fn gauges(node: &Node) {
+    let lag = node.host.engine().lag();
+    let set = |name: &'static str, value: f64| metrics::gauge!(name).set(value);
+    set("trueup_epoch", lag.visible as f64);
+    set("trueup_lag_epochs", (lag.closed - lag.visible.min(lag.closed)) as f64);
+    set("trueup_lag_bytes", lag.bytes as f64);
+    set("trueup_log_held_bytes", node.host.journal().bytes_held() as f64);
+    if let Some(at) = node.host.tables().visible() {
+        set("trueup_freshness_seconds", (node.now_us() - at.frontier.0).max(0) as f64 / 1e6);
+    }
+    if let Value::Object(memory) = node.memory() {
+        for (part, value) in memory {
+            metrics::gauge!("trueup_memory", "part" => part).set(value.as_f64().unwrap_or(0.0));
+        }
+    }
+    let counts: Counts = node.host.tables().counts().map(|(_, c)| c).unwrap_or_default();
+    for fate in Fate::ALL {
+        let events = counts.fates[fate as usize];
+        metrics::counter!("trueup_events_total", "fate" => fate.code()).absolute(events);
+    }
+    metrics::counter!("trueup_late_events_total").absolute(counts.late);
+    metrics::counter!("trueup_verdicts_total").absolute(counts.verdicts);
+    metrics::counter!("trueup_retractions_total").absolute(counts.retractions);
+    metrics::counter!("trueup_arithmetic_errors_total").absolute(counts.arithmetic_errors);
+    metrics::counter!("trueup_folded_sums_total").absolute(counts.folded);
+    metrics::counter!("trueup_log_syncs_total").absolute(node.host.journal().counts().syncs);
+}
+
+fn not_now(reason: &str) -> Problem {
+    Problem::new(
+        503,
+        "event_unreadable",
+        "the event cannot be read now",
+        reason.to_owned(),
+        "ask again; `trueup doctor` checks the log",
+    )
+    .retry_after(1)
+}

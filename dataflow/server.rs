@@ -1,0 +1,134 @@
+//! The sockets of a node: one listener for the collector, the queries and the live page, and the
+//! way a server ends. SIGTERM and SIGINT drain: nothing more is taken, what was taken becomes
+//! visible, exit 0. A fault ends the process with 70 at once; the log has everything.
+
+use crate::{
+    config::Config,
+    node::{Node, NodeError},
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::oneshot};
+use trueup_operators::access::Access;
+use trueup_queries::Queries;
+
+/// How long requests that are under way may take when the server stops.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Why a server did not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The node cannot start.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// The run could not go on.
+    #[error("{0}")]
+    Fault(String),
+    /// The runtime or a signal handler could not be set up.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A server that listens.
+pub struct Running {
+    /// Where.
+    pub address: SocketAddr,
+    /// What.
+    pub node: Arc<Node>,
+}
+
+/// Runs a server until it is told to stop, or `until` resolves. `ready` is called once it listens.
+///
+/// # Errors
+/// When it cannot start, or a fault ends it.
+pub fn serve(
+    config: Config,
+    until: impl Future<Output = ()> + Send + 'static,
+    ready: impl FnOnce(Running),
+) -> Result<(), ServeError> {
+    let address = config.server.listen;
+    let access = Arc::new(Access::new(config.auth.tokens.clone()));
+    if access.is_open() {
+        tracing::warn!(%address, "no token is configured: whoever reaches the loopback may do anything");
+    }
+    let limits = config.queries.clone();
+    // Before the log is opened: a port that is taken should change nothing.
+    let listener = std::net::TcpListener::bind(address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| ServeError::Listen { address, error })?;
+    let node = Node::open(config, Arc::clone(&access))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        let address = listener.local_addr()?;
+        let tables = Arc::clone(node.host.tables());
+        let queries = Queries::new(tables, access, Arc::clone(&node) as Arc<_>, limits);
+        let app = trueup_queries::router(queries).merge(node.collector().router());
+        let (faulty, fault) = oneshot::channel();
+        let watched = Arc::clone(&node);
+        let watch = std::thread::Builder::new().name("watch".into()).spawn(move || {
+            // Nobody waits any more once the server drains.
+            let _drained = faulty.send(watched.watch());
+        })?;
+        ready(Running { address, node: Arc::clone(&node) });
+        let ended = listen(listener, app, until, fault).await;
+        let drained = match ended {
+            Ok(()) => {
+                let node = Arc::clone(&node);
+                tokio::task::spawn_blocking(move || node.drain())
+                    .await
+                    .map_err(std::io::Error::other)?
+                    .map_err(ServeError::Fault)
+            }
+            Err(error) => Err(error),
+        };
+        if drained.is_ok() && watch.join().is_err() {
+            return Err(ServeError::Fault("the watching thread ended by a panic".into()));
+        }
+        drained
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Serves until a signal, the end of `until`, or a fault.
+async fn listen(
+    listener: TcpListener,
+    app: axum::Router,
+    until: impl Future<Output = ()> + Send + 'static,
+    fault: oneshot::Receiver<Option<String>>,
+) -> Result<(), ServeError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let service = app.into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(async {
+        // An error means that the sender is gone: stop as well.
+        let _stopped = stopped.await;
+    });
+    let mut server = tokio::spawn(async move { server.await });
+    let fault = tokio::select! {
+        _ = term.recv() => None,
+        _ = interrupt.recv() => None,
+        () = until => None,
+        fault = fault => fault.ok().flatten(),
+    };
+    if let Some(fault) = fault {
+        return Err(ServeError::Fault(fault));
+    }
+    tracing::info!("draining");
+    // The server ends with its last request; subscriptions never do, so the wait has an end.
+    let _told = stop.send(());
+    if tokio::time::timeout(GRACE, &mut server).await.is_err() {
+        server.abort();
+    }
+    Ok(())
+}
