@@ -112,7 +112,9 @@ fn run(schedule: &Arc<Schedule>, workers: usize, seed: u64) -> BTreeMap<u64, Sai
             for frame in &input.frames {
                 if usize::from(frame.partition) % peers == me {
                     events.send(Feed::Batch(Arc::clone(frame)));
-                    (0..dice.below(3)).for_each(|_| drop(worker.step()));
+                    for _ in 0..dice.below(3) {
+                        worker.step();
+                    }
                 }
             }
             verdicts.advance_to(epoch);

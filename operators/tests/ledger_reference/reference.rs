@@ -132,7 +132,7 @@ fn in_force(lateness: &Lateness, said: &[(&Said, isize)], out: &mut Vec<(InForce
 /// What verdicts, ascending, make of a flag, and whether the last is refused as too late.
 fn judge(lateness: &Lateness, minute: i64, verdicts: &[&InForce], flag: bool) -> (bool, bool) {
     let in_time = |v: &&&InForce| !too_late(lateness, minute, v.said.log_time);
-    let after = verdicts.iter().filter(in_time).next_back().map_or(flag, |v| v.said.invalid);
+    let after = verdicts.iter().rfind(in_time).map_or(flag, |v| v.said.invalid);
     let refused = |last: &&InForce| !in_time(&last) && last.said.invalid != after;
     (after, verdicts.last().is_some_and(refused))
 }
@@ -259,7 +259,7 @@ pub(crate) fn run(schedule: &Arc<Schedule>) -> Vec<(Outcome, u64, isize)> {
         worker.dataflow::<u64, _, _>(|scope: Scope<'_, u64>| {
             let outcomes = build(
                 schedule.lateness,
-                events.to_collection(scope.clone()),
+                events.to_collection(scope),
                 verdicts.to_collection(scope),
             );
             outcomes

@@ -432,7 +432,9 @@ fn after_a_fault_the_operator_holds_its_frontier_and_says_nothing_more() {
         }
         events.advance_to(9);
         verdicts.advance_to(9);
-        (0..50).for_each(|_| drop(worker.step()));
+        for _ in 0..50 {
+            worker.step();
+        }
         assert_eq!(faults.borrow().len(), 1, "{faults:?}");
         assert!(faults.borrow()[0].contains("cannot be read back: deleted"), "{faults:?}");
         assert!(probe.less_equal(&2) && !probe.less_than(&2), "held at the epoch of the fault");

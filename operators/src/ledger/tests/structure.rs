@@ -2,13 +2,15 @@
 
 use super::Dice;
 use crate::{
+    event::Target,
+    feed::Judgement,
     hash::{IdHash, VNODES},
     ledger::{
         groups::{Groups, RowRef},
         index::Index,
         ring::{CHUNK, Pool, Ring},
         row::{Place, Row, minute_of, spread},
-        verdicts::Filter,
+        verdicts::{Filter, Judged, Memory, Ruling},
         vnode::{Entered, Vnode},
     },
     time::{Lateness, LogTime, MINUTE_US, SECOND_US},
@@ -20,6 +22,8 @@ const LATENESS: Lateness = Lateness {
     correction_horizon_us: 2 * MINUTE_US,
     future_skew_us_max: 20 * SECOND_US,
 };
+
+const START_US: i64 = 1_800_000_000 * SECOND_US;
 
 fn id(n: u64) -> IdHash {
     (u128::from(crate::hash::mix(n, 1)) << 64 | u128::from(crate::hash::mix(n, 2))).to_le_bytes()
@@ -189,8 +193,8 @@ fn groups_find_their_live_members_youngest_first() {
         };
         let (mut latest, mut frontier) = (0, 0);
         for n in 0..60 {
-            for i in 0..dice.below(150) {
-                let group = dice.below(200) * dice.below(2);
+            for i in 0..dice.below(300) {
+                let group = dice.below(1_000) * dice.below(2);
                 let row = RowRef::new(dice.below(VNODES as u64) as usize, n << 20 | i);
                 assert!(groups.add(&group_id(group), row));
                 model.push((group, row, latest));
@@ -203,7 +207,7 @@ fn groups_find_their_live_members_youngest_first() {
             for shard in 0..3 {
                 groups.sweep(shard, dice.below(60));
             }
-            for group in 0..200 {
+            for group in (0..1_000).step_by(7) {
                 let members = model.iter().rev().filter(|m| m.0 == group).map(|m| m.1);
                 assert!(groups.rows(&group_id(group)).eq(members), "group {group}");
             }
@@ -213,7 +217,7 @@ fn groups_find_their_live_members_youngest_first() {
         for shard in 0..VNODES {
             while groups.sweep(shard, 50) > 0 {}
         }
-        assert!((0..200).all(|g| groups.rows(&group_id(g)).next().is_none()));
+        assert!((0..1_000).all(|g| groups.rows(&group_id(g)).next().is_none()));
     }
 }
 
@@ -245,4 +249,45 @@ fn a_filter_never_denies_what_it_was_told() {
     assert!(told.iter().all(|&hash| filter.may_hold(hash)));
     let vain = (5_000..105_000).filter(|&n| filter.may_hold(spread(&id(n)))).count();
     assert!(vain < 8_000, "{vain} of 100,000 are looked up in vain");
+}
+
+/// Against all verdicts ever said, for events that keep the promise that `settle` relies on.
+#[test]
+fn a_memory_keeps_what_an_event_may_still_need() {
+    let mut dice = Dice::new("a_memory_keeps_what_an_event_may_still_need");
+    let mut older_won = 0;
+    for _ in 0..300 {
+        let (mut memory, key) = (Memory::new(8), [1; 16]);
+        let mut said: Vec<Judged> = Vec::new();
+        let (mut frontier, mut log_time) = (START_US, START_US);
+        for arrival in 0..12 {
+            log_time += dice.below(3) as i64 * 10 * SECOND_US;
+            frontier = frontier.max(log_time - dice.below(120) as i64 * SECOND_US);
+            memory.settle(LogTime(frontier));
+            let judgement = Judgement {
+                worker: 0,
+                target: Target::Event,
+                hash: key,
+                invalid: dice.below(2) == 0,
+                decided_at_us: arrival * 2 - dice.below(3) as i64,
+                log_time: LogTime(log_time),
+                arrival: (arrival as u64, 0),
+            };
+            let judged = Judged::from(&judgement);
+            if said.last().is_none_or(|winner| winner.order() < judged.order()) {
+                memory.remember(&key, &[judged]);
+                said.push(judged);
+            }
+            // An event comes at or after the frontier and is itself not too late.
+            for at in (frontier..log_time + MINUTE_US).step_by(10 * SECOND_US as usize) {
+                let minute = minute_of(at - LATENESS.correction_horizon_us);
+                assert!(!LATENESS.too_late(minute, LogTime(at)));
+                let wanted = Ruling::of(said.iter(), minute, &LATENESS);
+                let got = memory.ruling(&key, minute, &LATENESS).unwrap();
+                assert_eq!(got, wanted);
+                older_won += u64::from(got.invalid.is_some() && got.too_late.is_some());
+            }
+        }
+    }
+    assert!(older_won > 100, "{older_won}");
 }
