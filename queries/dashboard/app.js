@@ -17,7 +17,9 @@
  * `textContent` only.
  */
 
-const VIEW = "/v1/views/region_minute/subscribe";
+/** Minutes older than `from` are not sent. It stays as it is for as long as a stream is resumed. */
+const viewSince = (from) =>
+  `/v1/views/region_minute/subscribe?filter=${encodeURIComponent(`from:${from}`)}`;
 const STATUS = "/v1/status";
 const TOP = "/v1/reports/top?metric=clicks&by=campaignId&window=15m&limit=10";
 
@@ -513,13 +515,22 @@ function takeProgress({ epoch, logTime }, session) {
   page.dirty = true;
 }
 
+/** Where a snapshot begins, by the server's clock: this device's may be hours off. */
+async function firstMinute(signal) {
+  const sentMs = Date.now();
+  serverClock.learn(await fetch("/healthz", { cache: "no-store", signal }), sentMs);
+  const from = minuteOf(serverClock.now()) - (LIMITS.minutesKept - 1) * MINUTE_MS;
+  return new Date(from).toISOString();
+}
+
 /** One connection, until it ends; how it ended is thrown. */
 async function followOnce(session) {
   connection = new AbortController();
   const resume = book.shown ? { "Last-Event-ID": String(book.shown.epoch) } : {};
   Object.assign(session, { inSnapshot: false, rows: 0 });
+  if (!book.shown) session.from = await firstMinute(connection.signal);
   line.heardMs = Date.now();
-  const response = await fetch(VIEW, {
+  const response = await fetch(viewSince(session.from), {
     headers: { Accept: "text/event-stream", ...resume, ...token.headers },
     cache: "no-store",
     signal: connection.signal,
@@ -900,6 +911,8 @@ const page = {
   renderedMs: 0,
   announcedMs: 0,
   announcedTotal: 0,
+  /** The 99th percentile of freshness, by the server’s own measure. */
+  p99Ms: null,
   chart: null,
   nodes: new Map(),
 
@@ -1052,7 +1065,8 @@ const page = {
     setLevel(byId("freshness"), level);
     const until = `complete to ${clockSeconds(logTimeMs)}`;
     const why = { good: until, slow: `behind; ${until}`, bad: `far behind; ${until}` }[level];
-    setText(byId("freshness-note"), this.paused ? `paused; ${until}` : why);
+    const p99 = this.p99Ms === null ? "" : `, p99 ${span(this.p99Ms)}`;
+    setText(byId("freshness-note"), this.paused ? `paused; ${until}` : why + p99);
     setText(byId("epoch-note"), `log time ${new Date(logTimeMs).toISOString().slice(11, 23)}`);
     const aheadMs = serverClock.aheadMs;
     const other = `This device’s clock is ${span(Math.abs(aheadMs))} ${aheadMs < 0 ? "ahead of" : "behind"} the server’s; ages are corrected for it.`;
@@ -1191,14 +1205,16 @@ class Counts extends Panel {
       : `Does not add up: received is off by ${count(lost[0])}, accepted by ${count(lost[1])}.`);
   }
 
-  #lags({ logFrontier, viewFrontier, lag }) {
-    const log = logFrontier === undefined ? null : timeMs(logFrontier);
-    const view = viewFrontier === undefined ? null : timeMs(viewFrontier);
-    setText(byId("log-lag"), log === null ? "–" : span(serverClock.now() - log));
-    setText(byId("log-lag-note"), log === null ? "not known" : "since its last record or close");
-    setText(byId("view-lag"), log === null || view === null ? "–" : span(log - view));
-    const waiting = lag?.bytes === undefined ? "" : `${bytes(Number(lag.bytes))} waiting`;
-    setText(byId("view-lag-note"), waiting);
+  /** How far the slowest partition is behind the clock, and the views behind it. */
+  #lags({ partitions, logTime, lag, freshness, caughtUp, fault }) {
+    const log = Math.min(...partitions.map(({ completeTo }) => timeMs(completeTo)));
+    setText(byId("log-lag"), span(serverClock.now() - log));
+    setText(byId("log-lag-note"), `the slowest of ${plural(partitions.length, "partition")}`);
+    setText(byId("view-lag"), logTime === null ? "–" : span(log - timeMs(logTime)));
+    const behind = `${plural(lag.epochs, "epoch")}, ${bytes(Number(lag.bytes))}`;
+    setText(byId("view-lag-note"), caughtUp ? behind : `catching up: ${behind}`);
+    page.p99Ms = freshness.samples > 0 ? freshness.p99Seconds * SECOND_MS : null;
+    if (fault) page.notice(`The dataflow has stopped: ${fault}`);
   }
 }
 
