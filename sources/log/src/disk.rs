@@ -50,7 +50,10 @@ pub(crate) trait DiskFile: Send + Sync {
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize>;
     /// May write less than asked for.
     fn write_at(&self, slices: &[IoSlice<'_>], at: u64) -> io::Result<usize>;
+    /// Cuts the file, and gives back what was preallocated behind that.
     fn set_bytes(&self, bytes: u64) -> io::Result<()>;
+    /// Reserves space behind the end of the file, which stays where it is.
+    fn preallocate(&self, at: u64, bytes: u64) -> io::Result<()>;
     /// Makes the bytes durable, and the size if it grew.
     fn sync_data(&self) -> io::Result<()>;
     /// Makes everything durable, a smaller size included.
@@ -185,6 +188,16 @@ impl DiskFile for File {
 
     fn set_bytes(&self, bytes: u64) -> io::Result<()> {
         self.set_len(bytes)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn preallocate(&self, at: u64, bytes: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(self, rustix::fs::FallocateFlags::KEEP_SIZE, at, bytes)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn preallocate(&self, _at: u64, _bytes: u64) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
     }
 
     fn sync_data(&self) -> io::Result<()> {

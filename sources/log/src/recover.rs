@@ -368,9 +368,8 @@ fn segment_of(header: &SegmentHeader, number: u32, header_bytes: u64) -> Segment
 
 /// Cuts a segment at its good end and makes sure that what is good is on the disk.
 fn make_durable(file: &dyn DiskFile, scanned: &Scanned) -> io::Result<()> {
-    if scanned.flaw.is_some() {
-        file.set_bytes(scanned.end)?;
-    }
+    // Even when nothing is torn: a process that was killed may have reserved space behind it.
+    file.set_bytes(scanned.end)?;
     write_again(file, scanned.proven, scanned.end)?;
     file.sync_all()
 }

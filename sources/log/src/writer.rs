@@ -32,7 +32,7 @@ use crate::{
     recover::LastSegment,
     scan::Chain,
     segments::Segment,
-    settings::{Fsync, GROUP_BYTES_MAX},
+    settings::{Fsync, GROUP_BYTES_MAX, PREALLOCATE_BYTES},
 };
 use std::{
     io::{self, IoSlice},
@@ -80,6 +80,8 @@ struct OpenSegment {
     synced: (u64, u64),
     /// Frames stand behind the last mark.
     unmarked: bool,
+    /// Space is reserved to here; all of it, where it cannot be reserved.
+    reserved_to: u64,
 }
 
 /// A frame of a group with its place.
@@ -122,6 +124,7 @@ impl Writer {
             at: last.end,
             synced: (last.end, chain.sequence),
             unmarked: last.end > last.header_bytes,
+            reserved_to: last.end,
         };
         Writer { shared, segment, chain, full: false }
     }
@@ -183,6 +186,7 @@ impl Writer {
         if layout.placed.is_empty() {
             return Ok(layout);
         }
+        self.reserve(layout.end);
         if let Err(error) = self.write_frames(group, &layout) {
             return Err(self.cut_back_write(&error));
         }
@@ -237,6 +241,32 @@ impl Writer {
             at += frame_bytes(header.payload_bytes);
         }
         Ok(Layout { placed, headers, chain, end: at })
+    }
+
+    /// Sees to it that the file system has room for the frames up to `end`. Where it cannot say so
+    /// in advance, writing will tell.
+    fn reserve(&mut self, end: u64) {
+        if end <= self.segment.reserved_to {
+            return;
+        }
+        let target = (end + PREALLOCATE_BYTES).min(self.shared.settings.segment_bytes_max).max(end);
+        let from = self.segment.reserved_to;
+        self.segment.reserved_to = match self.segment.file.preallocate(from, target - from) {
+            Ok(()) => target,
+            Err(error) => {
+                tracing::debug!(%error, "space not reserved");
+                u64::MAX
+            }
+        };
+    }
+
+    /// Gives back what was reserved and not used. Failing costs space until the next opening.
+    fn release(&self) {
+        if self.segment.reserved_to > self.segment.at
+            && let Err(error) = self.segment.file.set_bytes(self.segment.at)
+        {
+            tracing::debug!(%error, "reserved space not given back");
+        }
     }
 
     fn write_frames(&self, group: &Group, layout: &Layout) -> io::Result<()> {
@@ -313,6 +343,7 @@ impl Writer {
         if self.segment.synced.0 < self.segment.at {
             self.sync(self.segment.at, self.chain.sequence)?;
         }
+        self.release();
         // A segment whose first sync failed holds nothing: the next one takes its name.
         let replaces = self.chain.sequence == self.segment.first_sequence;
         if !replaces {
@@ -338,6 +369,7 @@ impl Writer {
             at: header_bytes,
             synced: (header_bytes, header.first_sequence),
             unmarked: false,
+            reserved_to: header_bytes,
         };
         self.full = false;
         self.publish_segment(header, replaces, sealed_bytes);
@@ -489,6 +521,7 @@ impl Writer {
             // The mark alone is at stake: the frames were synced before.
             tracing::warn!(%error, "closing mark not synced");
         }
+        self.release();
     }
 
     fn break_down(&mut self, error: &LogError) -> Turn {

@@ -6,7 +6,7 @@
 //! acknowledged frame recorded (as remap rows do) must hold for every frame that comes later.
 
 use super::{simulated::*, *};
-use crate::{Fsync, Repair, check::check_on};
+use crate::{Fsync, Repair, Retention, check::check_on};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Topic, partition.
@@ -20,9 +20,12 @@ struct Model {
     known: BTreeMap<Of, BTreeMap<u64, (LogTime, Vec<u8>)>>,
     /// From this offset on log times are at least this.
     promised: Vec<(Of, u64, LogTime)>,
+    /// Frames below these may have been deleted.
+    deletable: BTreeMap<Of, u64>,
     counter: u64,
     acknowledged: u64,
     torn: u64,
+    deleted: u64,
     lives: u64,
 }
 
@@ -78,22 +81,40 @@ impl Model {
         self.promised.extend(sent.promises);
     }
 
+    /// Lets old segments go, as far as some of what is known.
+    fn retain(&mut self, log: &Stepped, rng: &mut Rng) {
+        for of in PARTITIONS {
+            let end =
+                self.known.get(&of).and_then(|known| known.keys().last()).map_or(0, |o| o + 1);
+            let covered = self.deletable.entry(of).or_default();
+            *covered = (*covered).max(rng.below(end + 1));
+        }
+        let policy = Retention { age_us_max: None, bytes_max: Some(rng.below(100_000)) };
+        let deletable = &self.deletable;
+        let retained =
+            log.journal.retain(policy, |topic, partition| deletable[&(topic, partition)]);
+        self.deleted += retained.map_or(0, |retained| retained.segments_deleted);
+    }
+
     /// After an opening: all that is known is there. What else is there is known from now on.
     fn compare(&mut self, log: &Stepped) {
         for of in PARTITIONS {
             let frames = all(&log.journal, of.0, of.1);
             assert!(frames.is_sorted_by_key(|frame| frame.log_time));
             let end = log.journal.ends(of.0)[usize::from(of.1)];
-            assert_eq!(end.offset, frames.len() as u64);
-            assert_eq!(end.records, frames.iter().map(|frame| u64::from(frame.records)).sum());
+            let first = log.journal.first(of.0, of.1);
+            assert_eq!(end.offset, first + frames.len() as u64);
+            assert_eq!(end.records, end.offset * u64::from(1 + of.1), "deleted ones included");
             let known = self.known.entry(of).or_default();
-            for (offset, expected) in known.iter() {
-                let found = frames.get(*offset as usize);
+            let deletable = self.deletable.get(&of).copied().unwrap_or(0);
+            assert!(first <= deletable);
+            for (offset, expected) in known.range(first..) {
+                let found = frames.get((*offset - first) as usize);
                 let found = found.map(|frame| (frame.log_time, frame.payload.to_vec()));
                 assert_eq!(found.as_ref(), Some(expected), "{of:?} offset {offset}");
             }
-            for (offset, frame) in frames.iter().enumerate() {
-                assert_eq!(frame.offset, offset as u64);
+            for (frame, offset) in frames.iter().zip(first..) {
+                assert_eq!(frame.offset, offset);
                 assert!(self.sent.contains(frame.payload.as_slice()), "nobody sent this");
                 known.insert(frame.offset, (frame.log_time, frame.payload.to_vec()));
                 for (_, from, complete_to) in self.promised.iter().filter(|told| told.0 == of) {
@@ -137,6 +158,9 @@ fn live(
             }
         }
         sent.into_iter().for_each(|sent| model.settle(sent));
+        if rng.below(20) == 0 {
+            model.retain(&log, rng);
+        }
     }
     model.lives += 1;
 }
@@ -194,15 +218,17 @@ fn what_was_acknowledged_survives_them_on_a_failing_disk() {
 
 #[test]
 fn the_random_lives_meet_what_they_are_for() {
-    let (mut acknowledged, mut torn, mut lived) = (0, 0, 0);
+    let (mut acknowledged, mut torn, mut deleted, mut lived) = (0, 0, 0, 0);
     for seed in 0..40 {
         let model = lives(seed, seed % 2 == 0);
         acknowledged += model.acknowledged;
         torn += model.torn;
+        deleted += model.deleted;
         lived += model.lives;
     }
     assert!(acknowledged > 5_000, "{acknowledged} frames were acknowledged");
     assert!(torn > 20, "{torn} openings found a torn write");
+    assert!(deleted > 20, "{deleted} segments were deleted");
     assert!(lived > 150, "{lived} processes got as far as to work");
 }
 
@@ -255,25 +281,29 @@ fn bytes_that_only_the_page_cache_held_are_written_again() {
 }
 
 #[test]
-fn a_segment_whose_name_was_not_yet_durable_is_made_so_by_the_next_opening() {
-    let disk = SimulatedDisk::new(4);
-    let clock = TestClock::at(1);
-    let mut log = Stepped::open(&disk, small(), clock.clock()).unwrap();
+fn a_process_killed_at_any_step_of_beginning_a_segment_costs_nothing_later() {
     let large = payload(1, 9_000);
-    log.write(vec![event(0, &large)]).unwrap();
-    // The process is killed between the renaming of the next segment and the directory's sync.
-    let next = disk.operations() + 8;
-    disk.set_faults(Faults { crash_at: Some(next), ..Faults::default() });
-    assert!(log.write(vec![event(0, &large)]).is_err());
-    drop(log);
-    let disk = disk.after_kill();
-    assert_eq!(disk.files(".seg").len(), 2);
-    let mut log = Stepped::open(&disk, small(), clock.clock()).unwrap();
-    log.write(vec![event(0, b"acknowledged")]).unwrap();
-    drop(log);
-    for _ in 0..20 {
-        let disk = disk.after_crash();
-        let log = Stepped::open(&disk, small(), clock.clock()).unwrap();
-        assert_eq!(log.journal.ends(Topic::Events)[0].offset, 2);
+    let mut names_seen = [0, 0, 0];
+    for step in 1..20 {
+        let disk = SimulatedDisk::new(step);
+        let clock = TestClock::at(1);
+        let mut log = Stepped::open(&disk, small(), clock.clock()).unwrap();
+        log.write(vec![event(0, &large)]).unwrap();
+        let crash_at = Some(disk.operations() + step);
+        disk.set_faults(Faults { crash_at, ..Faults::default() });
+        let died = log.write(vec![event(0, &large)]).is_err();
+        drop(log);
+        // Kill -9 leaves a name that is seen but not durable ...
+        let disk = disk.after_kill();
+        names_seen[disk.files(".seg").len()] += u32::from(died);
+        let mut log = Stepped::open(&disk, small(), clock.clock()).unwrap();
+        let at = log.write(vec![event(0, b"acknowledged")]).unwrap()[0];
+        drop(log);
+        // ... and the power fails after the next process has written to it.
+        for _ in 0..5 {
+            let log = Stepped::open(&disk.after_crash(), small(), clock.clock()).unwrap();
+            assert_eq!(log.journal.ends(Topic::Events)[0].offset, at.offset + 1, "step {step}");
+        }
     }
+    assert!(names_seen[1] > 0 && names_seen[2] > 1, "{names_seen:?}");
 }

@@ -361,6 +361,10 @@ impl DiskFile for SimulatedFile {
         Ok(())
     }
 
+    fn preallocate(&self, _at: u64, _bytes: u64) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.0.lock();
         state.step()?;
