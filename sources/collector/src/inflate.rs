@@ -72,8 +72,9 @@ impl Inflater {
         match encoding {
             Encoding::Gzip => self.gunzip(body, bytes_max)?,
             Encoding::Zstd => unzstd(body, bytes_max, &mut self.out)?,
+            Encoding::Identity if body.len() > bytes_max => return Err(too_large(bytes_max)),
             Encoding::Identity => {
-                grow(&mut self.out, body.len(), bytes_max)?;
+                self.out.reserve_exact(body.len());
                 self.out.extend_from_slice(body);
             }
         }
@@ -86,7 +87,8 @@ impl Inflater {
         let hint = hint.min(body.len().saturating_mul(DEFLATE_RATIO_MAX)).min(bytes_max);
         self.out.reserve_exact(hint);
         let mut rest = body;
-        self.gzip.reset(false);
+        // `true` keeps the gzip header; `false` would make it raw deflate from here on.
+        self.gzip.reset(true);
         loop {
             if self.out.len() == self.out.capacity() {
                 grow(&mut self.out, STEP_BYTES, bytes_max)?;
@@ -100,7 +102,7 @@ impl Inflater {
             rest = &rest[read..];
             match status {
                 Status::StreamEnd if rest.is_empty() => return Ok(()),
-                Status::StreamEnd => self.gzip.reset(false),
+                Status::StreamEnd => self.gzip.reset(true),
                 _ if read == 0
                     && self.out.len() == written
                     && self.out.len() < self.out.capacity() =>

@@ -5,7 +5,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `scan` `sent` `check` `batch` `decode` | a body becomes one Arrow batch per partition, in one pass |
+//! | `scan` `wide` `sent` `check` `batch` `decode` | a body becomes one Arrow batch per partition, in one pass |
 //! | `fields` `fault` `payload` `instant` `consent` `dictionary` | the rules, errors and hashes of an event |
 //! | `body` `inflate` `rate` `idempotency` `pool` `settings` | what keeps it bounded |
 //! | `collect` `pixel` `pixel_group` `bots` `verdicts` `metadata` `metadata_routes` `router` | the routes |
@@ -43,6 +43,10 @@ mod scan;
 mod sent;
 mod settings;
 mod verdicts;
+mod wide;
+
+#[cfg(test)]
+mod tests;
 
 pub use collector::{Clock, Collector, NoPressure, Pressure, StartError};
 pub use decode::{AdvertiserOf, Decoded, Decoder, Format, Rules};

@@ -15,7 +15,10 @@
 //! Limits: nesting of [`DEPTH_MAX`]; a body of less than 4 GiB. Whatever the bytes are, the scanner
 //! ends, with an error that names the byte, and never reads outside the text.
 
-use crate::fields::Field;
+use crate::{
+    fields::Field,
+    wide::{first_bytes_equal, special_mask},
+};
 use bumpalo::Bump;
 
 /// The deepest nesting of arrays and objects in an unknown field.
@@ -459,56 +462,3 @@ fn string_special(text: &[u8], mut at: usize) -> usize {
     }
     at
 }
-
-#[cfg(target_feature = "avx2")]
-mod wide {
-    use std::arch::x86_64::{
-        __m256i, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8,
-        _mm256_or_si256, _mm256_set1_epi8,
-    };
-
-    #[inline(always)]
-    fn load(bytes: &[u8]) -> __m256i {
-        assert!(bytes.len() >= 32);
-        // SAFETY: 32 bytes are there, and the load needs no alignment.
-        unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
-    }
-
-    /// Which of 32 bytes are `"`, `\` or below 0x20.
-    #[inline(always)]
-    pub(super) fn special_mask(window: &[u8]) -> u32 {
-        let bytes = load(window);
-        // SAFETY: this module is compiled only when the whole build has AVX2.
-        unsafe {
-            let quote = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'"' as i8));
-            let escape = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
-            let control = _mm256_cmpeq_epi8(_mm256_min_epu8(bytes, _mm256_set1_epi8(0x1f)), bytes);
-            _mm256_movemask_epi8(_mm256_or_si256(_mm256_or_si256(quote, escape), control)) as u32
-        }
-    }
-
-    /// Whether the first `len` of 32 bytes are the same.
-    #[inline(always)]
-    pub(super) fn first_bytes_equal(a: &[u8], b: &[u8; 32], len: u8) -> bool {
-        let (a, b) = (load(a), load(b));
-        // SAFETY: as above.
-        let equal = unsafe { _mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)) as u32 };
-        u32::from(equal.trailing_ones() as u8 >= len) == 1
-    }
-}
-
-#[cfg(not(target_feature = "avx2"))]
-mod wide {
-    pub(super) fn special_mask(window: &[u8]) -> u32 {
-        window
-            .iter()
-            .enumerate()
-            .fold(0, |mask, (i, &b)| mask | u32::from(b == b'"' || b == b'\\' || b < 0x20) << i)
-    }
-
-    pub(super) fn first_bytes_equal(a: &[u8], b: &[u8; 32], len: u8) -> bool {
-        a[..len as usize] == b[..len as usize]
-    }
-}
-
-use wide::{first_bytes_equal, special_mask};

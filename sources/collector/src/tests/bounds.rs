@@ -1,0 +1,233 @@
+//! Every limit, and its answer.
+
+use super::{
+    http::{batch, event, request, world, world_with},
+    memory_log::Mood,
+};
+use crate::{NoPressure, Pressure, Settings};
+use axum::body::{Body, Bytes};
+use std::{
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use trueup_operators::{log::Topic, problem::Problem};
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    gz.write_all(bytes).unwrap();
+    gz.finish().unwrap()
+}
+
+fn settings(change: impl FnOnce(&mut Settings)) -> Settings {
+    let mut settings = Settings::default();
+    change(&mut settings);
+    settings
+}
+
+#[tokio::test]
+async fn packed_bodies() {
+    let world = world();
+    let body = batch(&(0..2000).map(|n| event(&format!("e{n}"), "")).collect::<Vec<_>>());
+    let packed = gzip(body.as_bytes());
+    let gz = [("content-encoding", "gzip")];
+    assert_eq!(world.collect_as("collects", &gz, packed.clone()).await.json()["accepted"], 2000);
+    let zst = zstd::encode_all(body.as_bytes(), 3).unwrap();
+    let answer = world.collect_as("collects", &[("content-encoding", "zstd")], zst).await;
+    assert_eq!(answer.json()["accepted"], 2000);
+    let answer =
+        world.collect_as("collects", &[("content-encoding", "identity")], body.clone()).await;
+    assert_eq!(answer.json()["accepted"], 2000);
+    for (encoding, body, status, code) in [
+        ("gzip", packed[..packed.len() - 1].to_vec(), 400, "bad_encoding"),
+        ("gzip", packed[..packed.len() / 2].to_vec(), 400, "bad_encoding"),
+        ("gzip", body.clone().into_bytes(), 400, "bad_encoding"),
+        ("zstd", packed.clone(), 400, "bad_encoding"),
+        ("gzip", Vec::new(), 400, "bad_encoding"),
+        ("br", packed.clone(), 415, "unsupported_encoding"),
+        ("identity", packed.clone(), 400, "invalid_utf8"),
+    ] {
+        let headers = [("content-encoding", encoding)];
+        let answer = world.collect_as("collects", &headers, body).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (status, code), "{encoding}");
+    }
+    assert_eq!(world.log.frames(Topic::Events).len(), 12, "three bodies in four partitions");
+}
+
+#[tokio::test]
+async fn bombs_and_large_bodies() {
+    let limits = settings(|s| {
+        s.body_bytes_max = 10_000;
+        s.body_decoded_bytes_max = 100_000;
+    });
+    let world = world_with(limits, Arc::new(NoPressure));
+    let spaces = vec![b' '; 5 << 20];
+    for (encoding, bomb) in
+        [("gzip", gzip(&spaces)), ("zstd", zstd::encode_all(&spaces[..], 3).unwrap())]
+    {
+        assert!(bomb.len() <= 10_000);
+        let answer = world.collect_as("collects", &[("content-encoding", encoding)], bomb).await;
+        assert_eq!(answer.status, 413, "{encoding}");
+        assert_eq!(answer.code(), "decoded_body_too_large");
+    }
+    // Too large by its declared length: not a byte of it is read.
+    let unread = Body::from_stream(futures_util::stream::poll_fn(
+        |_| -> std::task::Poll<Option<Result<Bytes, std::io::Error>>> { panic!("read") },
+    ));
+    let answer = world.collect_as("collects", &[("content-length", "10001")], unread).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (413, "body_too_large"));
+    // Too large without saying so.
+    let chunks = (0..100).map(|_| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 1000])));
+    let stream = Body::from_stream(futures_util::stream::iter(chunks));
+    let answer = world.collect_as("collects", &[], stream).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (413, "body_too_large"));
+}
+
+#[tokio::test]
+async fn bodies_in_chunks_slow_bodies_and_broken_ones() {
+    let limits = settings(|s| s.body_read_ms_max = 50);
+    let world = world_with(limits, Arc::new(NoPressure));
+    let body = batch(&(0..500).map(|n| event(&format!("e{n}"), "")).collect::<Vec<_>>());
+    for chunk in [1, 7, 1000, 40_000] {
+        let chunks: Vec<_> = body
+            .as_bytes()
+            .chunks(chunk)
+            .map(|c| Ok::<_, std::io::Error>(Bytes::copy_from_slice(c)))
+            .collect();
+        let stream = Body::from_stream(futures_util::stream::iter(chunks));
+        let answer = world.collect_as("collects", &[], stream).await;
+        assert_eq!(answer.json()["accepted"], 500, "in chunks of {chunk}");
+    }
+    let never = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+    let answer = world.collect_as("collects", &[], never).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (408, "body_too_slow"));
+    let broken = Body::from_stream(futures_util::stream::iter([
+        Ok(Bytes::from_static(b"{\"events\":[")),
+        Err(std::io::Error::other("connection reset")),
+    ]));
+    let answer = world.collect_as("collects", &[], broken).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "body_cut_off"));
+}
+
+#[tokio::test]
+async fn slow_senders_hold_no_decode_slot() {
+    let limits = settings(|s| s.decode_threads_max = 1);
+    let world = Arc::new(world_with(limits, Arc::new(NoPressure)));
+    let mut waiting = Vec::new();
+    for _ in 0..20 {
+        let world = world.clone();
+        waiting.push(tokio::spawn(async move {
+            let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+            world.collect_as("collects", &[], Body::from_stream(never)).await
+        }));
+    }
+    tokio::task::yield_now().await;
+    let answer = world.collect(batch(&[event("e", "")])).await;
+    assert_eq!(answer.status, 202);
+    waiting.iter().for_each(|task| task.abort());
+}
+
+#[tokio::test]
+async fn requests_and_bytes_in_flight() {
+    let limits = settings(|s| {
+        s.requests_in_flight_max = 2;
+        s.body_bytes_max = 8000;
+        s.decode_bytes_in_flight_max = 8000;
+    });
+    let world = Arc::new(world_with(limits, Arc::new(NoPressure)));
+    world.log.set(Mood::Slow);
+    let mut tasks = Vec::new();
+    for n in 0..2 {
+        let sender = world.clone();
+        tasks.push(tokio::spawn(async move {
+            sender.collect(batch(&[event(&format!("e{n}"), "")])).await
+        }));
+        while world.log.held() <= n {
+            tokio::task::yield_now().await;
+        }
+    }
+    let answer = world.collect(batch(&[event("e", "")])).await;
+    assert_eq!(
+        (answer.status.as_u16(), answer.code().as_str()),
+        (429, "too_many_requests_in_flight")
+    );
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    world.log.release();
+    for task in tasks {
+        assert_eq!(task.await.unwrap().status, 202);
+    }
+    // A half-sent body holds its bytes.
+    let half = futures_util::StreamExt::chain(
+        futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 5000]))]),
+        futures_util::stream::pending(),
+    );
+    let sender = world.clone();
+    let slow =
+        tokio::spawn(
+            async move { sender.collect_as("collects", &[], Body::from_stream(half)).await },
+        );
+    tokio::task::yield_now().await;
+    world.log.set(Mood::Well);
+    let answer = world.collect(vec![b' '; 5000]).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "too_many_bytes_in_flight"));
+    slow.abort();
+    assert!(slow.await.is_err());
+    assert_eq!(world.collect(batch(&[event("e", "")])).await.status, 202, "it gave them back");
+}
+
+struct Behind(AtomicBool);
+
+impl Pressure for Behind {
+    fn check(&self) -> Result<(), Problem> {
+        if self.0.load(Ordering::Relaxed) {
+            let title = "the dataflow is too far behind";
+            return Err(Problem::new(429, "dataflow_behind", title, "9 s", "wait").retry_after(3));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_dataflow_pushes_back() {
+    let behind = Arc::new(Behind(AtomicBool::new(true)));
+    let world = world_with(Settings::default(), behind.clone());
+    let answer = world.collect(batch(&[event("e", "")])).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "dataflow_behind"));
+    assert_eq!(answer.header("retry-after"), Some("3"));
+    behind.0.store(false, Ordering::Relaxed);
+    assert_eq!(world.collect(batch(&[event("e", "")])).await.status, 202);
+}
+
+#[tokio::test]
+async fn a_tokens_rate() {
+    let limits = settings(|s| s.events_per_second_max = 100);
+    let world = world_with(limits, Arc::new(NoPressure));
+    let body = batch(&(0..250).map(|n| event(&format!("e{n}"), "")).collect::<Vec<_>>());
+    assert_eq!(world.collect(body.clone()).await.status, 202, "a burst may go into debt");
+    let answer = world.collect(body.clone()).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "token_rate"));
+    assert_eq!(answer.header("retry-after"), Some("2"));
+    assert_eq!(world.collect_as("operates", &[], body.clone()).await.status, 202);
+    world.clock.fetch_add(2_000_000, Ordering::Relaxed);
+    assert_eq!(world.collect(body).await.status, 202);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_used_are_refused() {
+    let limits = settings(|s| s.events_per_batch_max = 0);
+    let error = crate::Collector::new(
+        super::memory_log::MemoryLog::new(1),
+        super::http::KEY,
+        Arc::default(),
+        limits,
+        Arc::new(NoPressure),
+        Arc::new(|| 0),
+    )
+    .map(|_| ())
+    .unwrap_err();
+    assert!(error.to_string().contains("events_per_batch_max"), "{error}");
+    let answer = world().send(request("POST", "/nowhere", "collects", &[], Body::empty())).await;
+    assert_eq!(answer.status, 404);
+}

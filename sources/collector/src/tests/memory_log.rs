@@ -1,0 +1,155 @@
+//! A log in memory with the semantics of a real one, and the ways in which one can fail.
+
+use parking_lot::Mutex;
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+use trueup_operators::{
+    log::{Append, Appended, Done, End, Frame, Log, LogError, Topic},
+    time::LogTime,
+};
+
+/// What the log does with an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mood {
+    Well,
+    /// Takes it and says nothing until [`MemoryLog::release`].
+    Slow,
+    /// Refuses it: the queue is full.
+    Busy,
+    /// Takes it and cannot write it.
+    Failing,
+    /// Takes it and goes away without a word.
+    Vanishing,
+    /// Refuses it as too large.
+    Narrow,
+}
+
+pub(super) struct MemoryLog {
+    partitions: u16,
+    state: Mutex<State>,
+    clock: AtomicI64,
+}
+
+struct State {
+    mood: Mood,
+    frames: Vec<(Topic, Frame)>,
+    held: Vec<(Vec<Append>, Done)>,
+}
+
+impl MemoryLog {
+    pub(super) fn new(partitions: u16) -> Arc<MemoryLog> {
+        let state = State { mood: Mood::Well, frames: Vec::new(), held: Vec::new() };
+        Arc::new(MemoryLog { partitions, state: Mutex::new(state), clock: AtomicI64::new(1) })
+    }
+
+    pub(super) fn set(&self, mood: Mood) {
+        self.state.lock().mood = mood;
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.state.lock().held.len()
+    }
+
+    /// Makes everything durable that was held back.
+    pub(super) fn release(&self) {
+        let held = std::mem::take(&mut self.state.lock().held);
+        for (frames, done) in held {
+            let appended = self.write(frames);
+            done(Ok(appended));
+        }
+    }
+
+    /// All frames of a topic, in the order in which they became durable.
+    pub(super) fn frames(&self, topic: Topic) -> Vec<Frame> {
+        let state = self.state.lock();
+        state.frames.iter().filter(|f| f.0 == topic).map(|f| f.1.clone()).collect()
+    }
+
+    fn write(&self, frames: Vec<Append>) -> Vec<Appended> {
+        let mut state = self.state.lock();
+        let log_time = LogTime(self.clock.fetch_add(1, Ordering::Relaxed));
+        frames
+            .into_iter()
+            .map(|append| {
+                assert!(append.partition < self.partitions(append.topic));
+                assert!(append.records > 0);
+                let same =
+                    |f: &&(Topic, Frame)| f.0 == append.topic && f.1.partition == append.partition;
+                let offset = state.frames.iter().filter(same).count() as u64;
+                let frame = Frame {
+                    partition: append.partition,
+                    offset,
+                    log_time,
+                    schema_version: append.schema_version,
+                    records: append.records,
+                    payload: append.payload,
+                };
+                state.frames.push((append.topic, frame));
+                Appended { offset, log_time }
+            })
+            .collect()
+    }
+}
+
+impl Log for MemoryLog {
+    fn partitions(&self, topic: Topic) -> u16 {
+        if topic == Topic::Events { self.partitions } else { 1 }
+    }
+
+    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
+        let mood = self.state.lock().mood;
+        match mood {
+            Mood::Well => done(Ok(self.write(frames))),
+            Mood::Slow => self.state.lock().held.push((frames, done)),
+            Mood::Busy => {
+                return Err(LogError::Busy { waiting_bytes: 900, limit_bytes: 800 });
+            }
+            Mood::Failing => {
+                done(Err(LogError::Unavailable { reason: "No space left on device".into() }));
+            }
+            Mood::Vanishing => drop(done),
+            Mood::Narrow => {
+                return Err(LogError::Invalid {
+                    reason: "a frame of 99 bytes, the limit is 9".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn ends(&self, topic: Topic) -> Vec<End> {
+        (0..self.partitions(topic))
+            .map(|partition| {
+                let frames = self.frames(topic);
+                let offset = frames.iter().filter(|f| f.partition == partition).count() as u64;
+                End { offset, complete_to: LogTime(0), bytes: 0, records: 0 }
+            })
+            .collect()
+    }
+
+    fn first(&self, _: Topic, _: u16) -> u64 {
+        0
+    }
+
+    fn read(
+        &self,
+        topic: Topic,
+        partition: u16,
+        from: u64,
+        to: u64,
+        _: usize,
+    ) -> Result<Vec<Frame>, LogError> {
+        // One at a time: the least that a log may give.
+        let frames = self.frames(topic).into_iter();
+        Ok(frames
+            .filter(|f| f.partition == partition && (from..to).contains(&f.offset))
+            .take(1)
+            .collect())
+    }
+
+    fn offset_at(&self, _: Topic, _: u16, _: LogTime) -> Result<u64, LogError> {
+        Ok(0)
+    }
+}

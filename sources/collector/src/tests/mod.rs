@@ -1,0 +1,16 @@
+//! The collector as its clients see it: requests through the real router, into a log in memory.
+
+#![allow(clippy::unwrap_used)]
+
+mod arrow;
+mod bounds;
+mod collect;
+mod fuzz;
+mod http;
+mod memory_log;
+mod metadata;
+mod oracle;
+mod pixels;
+mod random;
+mod rows;
+mod verdicts;
