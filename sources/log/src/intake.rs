@@ -207,6 +207,12 @@ impl Intake {
         self.state.lock().raise_floor(&self.clock)
     }
 
+    /// How far the clock stands behind the floor, µs.
+    pub(crate) fn clock_behind_us(&self) -> i64 {
+        let state = self.state.lock();
+        state.floor.0.saturating_sub((self.clock)().0).max(0)
+    }
+
     /// The bytes that wait to be durable.
     pub(crate) fn waiting_bytes(&self) -> u64 {
         self.state.lock().bytes

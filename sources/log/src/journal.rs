@@ -175,6 +175,12 @@ impl Journal {
         self.shared.intake.waiting_bytes()
     }
 
+    /// How far the clock stands behind the last log time, µs. While it does, all log times are
+    /// equal; more than a moment of it means that the clock jumped.
+    pub fn clock_behind_us(&self) -> i64 {
+        self.shared.intake.clock_behind_us()
+    }
+
     /// The memory that the frames appended last take.
     pub fn tail_bytes(&self) -> usize {
         self.shared.tail.lock().bytes()

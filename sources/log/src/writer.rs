@@ -19,20 +19,22 @@
 //! that failed may still be found by the next opening when cutting it off was impossible: its
 //! sender was told nothing but "unavailable", sends again, and the ledger drops the copy.
 //!
-//! Within a group frames are ordered by partition, so that a reader of one partition finds them
-//! side by side.
+//! `writer/layout.rs` gives each frame of a group its place, `writer/roll.rs` goes from segment to
+//! segment.
 
+mod layout;
+mod roll;
+
+use self::layout::Layout;
 use crate::{
     disk::{DiskFile, write_all},
-    format::{FrameHeader, HEADER_BYTES, SegmentHeader, UNIT_BYTES, frame_bytes, units},
-    index,
+    format::{FrameHeader, UNIT_BYTES, units},
     intake::{Group, Request, Work},
     journal::Shared,
     positions::{FRAMES_HELD_MAX, Position},
     recover::LastSegment,
     scan::Chain,
-    segments::Segment,
-    settings::{Fsync, GROUP_BYTES_MAX, PREALLOCATE_BYTES},
+    settings::{Fsync, GROUP_BYTES_MAX},
 };
 use std::{
     io::{self, IoSlice},
@@ -40,7 +42,7 @@ use std::{
     time::{Duration, Instant},
 };
 use trueup_operators::{
-    log::{Append, Appended, Frame, LogError, OFFSET_MAX},
+    log::{Append, Appended, Frame, LogError},
     time::LogTime,
 };
 
@@ -48,8 +50,6 @@ use trueup_operators::{
 const MARK_AFTER_IDLE: Duration = Duration::from_millis(200);
 /// How long to sleep when there is nothing to mark either.
 const SLEEP: Duration = Duration::from_secs(3_600);
-
-const ZEROS: [u8; UNIT_BYTES as usize] = [0; UNIT_BYTES as usize];
 
 /// What one turn of the writer did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,23 +82,6 @@ struct OpenSegment {
     unmarked: bool,
     /// Space is reserved to here; all of it, where it cannot be reserved.
     reserved_to: u64,
-}
-
-/// A frame of a group with its place.
-struct Placed {
-    request: usize,
-    frame: usize,
-    slot: usize,
-    offset: u64,
-    at: u64,
-}
-
-/// A group laid out: what to write, and what will be true when it is written.
-struct Layout {
-    placed: Vec<Placed>,
-    headers: Vec<[u8; HEADER_BYTES]>,
-    chain: Chain,
-    end: u64,
 }
 
 /// A failed attempt to make a group durable.
@@ -182,103 +165,26 @@ impl Writer {
         if self.full || (over && !empty) {
             self.roll()?;
         }
-        let layout = self.lay_out(group)?;
+        let held = self.shared.held.read().frames();
+        let frames: usize = group.requests.iter().map(|request| request.frames.len()).sum();
+        if held + frames as u64 > FRAMES_HELD_MAX {
+            return Err(Failure::Group(unavailable(format!(
+                "it holds {held} frames, its limit is {FRAMES_HELD_MAX}; shorten the retention"
+            ))));
+        }
+        let OpenSegment { at, synced, .. } = self.segment;
+        let layout = Layout::of(group, &self.chain, at, synced.0).map_err(Failure::Group)?;
         if layout.placed.is_empty() {
             return Ok(layout);
         }
         self.reserve(layout.end);
-        if let Err(error) = self.write_frames(group, &layout) {
+        if let Err(error) = layout.write(group, &*self.segment.file) {
             return Err(self.cut_back_write(&error));
         }
         if self.shared.settings.fsync == Fsync::Batch {
             self.sync(layout.end, layout.chain.sequence)?;
         }
         Ok(layout)
-    }
-
-    fn lay_out(&self, group: &Group) -> Result<Layout, Failure> {
-        let mut order: Vec<(usize, usize, usize)> = Vec::new();
-        for (request, waiting) in group.requests.iter().enumerate() {
-            let frames = waiting.frames.iter().enumerate();
-            order.extend(frames.map(|(frame, pending)| (pending.slot, request, frame)));
-        }
-        order.sort_unstable();
-        let held = self.shared.held.read().frames();
-        if held + order.len() as u64 > FRAMES_HELD_MAX {
-            return Err(Failure::Group(unavailable(format!(
-                "it holds {held} frames, its limit is {FRAMES_HELD_MAX}; shorten the retention"
-            ))));
-        }
-        let mut chain = self.chain.clone();
-        let mut at = self.segment.at;
-        let mut placed = Vec::with_capacity(order.len());
-        let mut headers = Vec::with_capacity(order.len());
-        for (slot, request, frame) in order {
-            let pending = &group.requests[request].frames[frame];
-            let header = FrameHeader {
-                of: Some((pending.append.topic, pending.append.partition)),
-                sequence: chain.sequence,
-                offset: chain.reach[slot].offset,
-                log_time: group.log_time,
-                payload_bytes: pending.append.payload.len() as u32,
-                records: pending.append.records,
-                schema_version: pending.append.schema_version,
-                durable_to: self.segment.synced.0,
-                journal: chain.journal,
-                payload_crc: pending.payload_crc,
-            };
-            if header.offset > OFFSET_MAX {
-                let (topic, partition) = (pending.append.topic.name(), pending.append.partition);
-                return Err(Failure::Group(unavailable(format!(
-                    "{topic} partition {partition} is out of offsets, the last is {OFFSET_MAX}"
-                ))));
-            }
-            placed.push(Placed { request, frame, slot, offset: header.offset, at });
-            headers.push(header.encode());
-            chain.sequence += 1;
-            chain.extend(slot, header.records);
-            chain.floor = group.log_time;
-            at += frame_bytes(header.payload_bytes);
-        }
-        Ok(Layout { placed, headers, chain, end: at })
-    }
-
-    /// Sees to it that the file system has room for the frames up to `end`. Where it cannot say so
-    /// in advance, writing will tell.
-    fn reserve(&mut self, end: u64) {
-        if end <= self.segment.reserved_to {
-            return;
-        }
-        let target = (end + PREALLOCATE_BYTES).min(self.shared.settings.segment_bytes_max).max(end);
-        let from = self.segment.reserved_to;
-        self.segment.reserved_to = match self.segment.file.preallocate(from, target - from) {
-            Ok(()) => target,
-            Err(error) => {
-                tracing::debug!(%error, "space not reserved");
-                u64::MAX
-            }
-        };
-    }
-
-    /// Gives back what was reserved and not used. Failing costs space until the next opening.
-    fn release(&self) {
-        if self.segment.reserved_to > self.segment.at
-            && let Err(error) = self.segment.file.set_bytes(self.segment.at)
-        {
-            tracing::debug!(%error, "reserved space not given back");
-        }
-    }
-
-    fn write_frames(&self, group: &Group, layout: &Layout) -> io::Result<()> {
-        let mut slices = Vec::with_capacity(3 * layout.placed.len());
-        for (placed, header) in layout.placed.iter().zip(&layout.headers) {
-            let payload = &group.requests[placed.request].frames[placed.frame].append.payload;
-            slices.push(IoSlice::new(header));
-            slices.push(IoSlice::new(payload));
-            let padding = frame_bytes(payload.len() as u32) - UNIT_BYTES - payload.len() as u64;
-            slices.push(IoSlice::new(&ZEROS[..padding as usize]));
-        }
-        write_all(&*self.segment.file, &mut slices, self.segment.at)
     }
 
     /// Syncs the segment, of which everything below `end` was written.
@@ -302,6 +208,7 @@ impl Writer {
         match cut.and_then(|()| self.segment.file.sync_all()) {
             Ok(()) => {
                 self.segment.synced = (self.segment.at, self.chain.sequence);
+                self.segment.reserved_to = self.segment.at;
                 Failure::Group(lost)
             }
             Err(second) => Failure::Broken(unavailable(format!(
@@ -335,100 +242,6 @@ impl Writer {
                 "syncing {path} failed ({error}) and so did cutting it back ({second}); restart \
                  when the disk is well"
             ))),
-        }
-    }
-
-    /// Seals the segment and begins the next one.
-    fn roll(&mut self) -> Result<(), Failure> {
-        if self.segment.synced.0 < self.segment.at {
-            self.sync(self.segment.at, self.chain.sequence)?;
-        }
-        self.release();
-        // A segment whose first sync failed holds nothing: the next one takes its name.
-        let replaces = self.chain.sequence == self.segment.first_sequence;
-        if !replaces {
-            self.write_index();
-        }
-        let header = SegmentHeader {
-            journal: self.chain.journal,
-            first_sequence: self.chain.sequence,
-            floor: self.chain.floor,
-            reach: self.chain.reach.clone(),
-        };
-        let Shared { disk, folder, slots, .. } = &*self.shared;
-        let (file, header_bytes) = match folder.create(&**disk, &header, *slots) {
-            Ok(created) => created,
-            Err(error) => return Err(self.withdraw_segment(&header, replaces, &error)),
-        };
-        let sealed_bytes = self.segment.at;
-        self.segment = OpenSegment {
-            file,
-            first_sequence: header.first_sequence,
-            number: self.segment.number + u32::from(!replaces),
-            header_bytes,
-            at: header_bytes,
-            synced: (header_bytes, header.first_sequence),
-            unmarked: false,
-            reserved_to: header_bytes,
-        };
-        self.full = false;
-        self.publish_segment(header, replaces, sealed_bytes);
-        Ok(())
-    }
-
-    fn publish_segment(&self, header: SegmentHeader, replaces: bool, sealed_bytes: u64) {
-        let mut held = self.shared.held.write();
-        if replaces {
-            held.segments.pop_back();
-        } else if let Some(sealed) = held.segments.back_mut() {
-            // With the marks, which are not published by themselves.
-            sealed.bytes = sealed_bytes;
-        }
-        held.segments.push_back(Segment {
-            number: self.segment.number,
-            first_sequence: header.first_sequence,
-            bytes: self.segment.header_bytes,
-            last_log_time: header.floor,
-            starts: header.reach,
-        });
-    }
-
-    /// The next segment could not be created: the present one goes on, if that is certain.
-    fn withdraw_segment(
-        &self,
-        header: &SegmentHeader,
-        replaces: bool,
-        error: &io::Error,
-    ) -> Failure {
-        let Shared { disk, folder, .. } = &*self.shared;
-        let path = folder.segment(header.first_sequence);
-        let path = path.display();
-        // Whichever of two empty segments has the name now, another one will replace it.
-        let withdrawn =
-            if replaces { Ok(()) } else { folder.withdraw(&**disk, header.first_sequence) };
-        match withdrawn {
-            Ok(()) => Failure::Group(unavailable(format!("{path} cannot be created: {error}"))),
-            Err(second) => Failure::Broken(unavailable(format!(
-                "{path} cannot be created ({error}) nor removed ({second}); restart when the disk \
-                 is well"
-            ))),
-        }
-    }
-
-    fn write_index(&self) {
-        let Shared { disk, folder, held, slots, .. } = &*self.shared;
-        let summary = index::Summary {
-            journal: self.chain.journal,
-            first_sequence: self.segment.first_sequence,
-            end_sequence: self.chain.sequence,
-            segment_bytes: self.segment.at,
-            floor: self.chain.floor,
-        };
-        let entries = held.read().entries_of_last(*slots);
-        let path = folder.index(self.segment.first_sequence);
-        if let Err(error) = index::write(&**disk, &path, &summary, &entries) {
-            let index = path.display();
-            tracing::warn!(%index, %error, "index not written, the next start scans its segment");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Bytes that are not what was written: what is cut, what is reported, and that nothing is guessed.
 
 use super::{simulated::*, *};
-use crate::{IndexState, Repair, check::check_on, format::UNIT_BYTES};
+use crate::{IndexState, Repair, check::check_on, disk::Access, disk::Disk, format::UNIT_BYTES};
 
 fn open(disk: &SimulatedDisk) -> Result<Stepped, LogError> {
     Stepped::open(disk, small(), TestClock::at(1).clock())
@@ -167,8 +167,6 @@ fn damage_in_a_sealed_segment_is_found_by_reading_and_by_checking() {
     assert_eq!((PathBuf::from(file), at), (segments[1].clone(), header as u64));
 }
 
-use crate::disk::Disk;
-
 #[test]
 fn a_missing_shortened_or_foreign_segment_is_corrupt() {
     let (disk, segments) = sealed();
@@ -260,9 +258,9 @@ fn a_check_names_everything_and_a_repair_cuts_a_torn_write_only() {
 fn leftovers_of_a_crash_are_removed() {
     let (disk, segments) = sealed();
     let half = segments[1].with_added_extension("new");
-    disk.open(&half, crate::disk::Access::Create).unwrap();
+    disk.open(&half, Access::Create).unwrap();
     let orphan = dir().join("journal/00000000000000009999.idx");
-    disk.open(&orphan, crate::disk::Access::Create).unwrap();
+    disk.open(&orphan, Access::Create).unwrap();
     drop(Journal::read_only_on(disk.shared(), dir()).unwrap());
     assert_eq!(disk.files(".new"), [half], "a reader changes nothing");
     drop(open(&disk).unwrap());

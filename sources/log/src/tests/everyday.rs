@@ -1,7 +1,7 @@
 //! What the log does on a good day: append, read, roll, reopen, find by time, refuse.
 
 use super::*;
-use crate::{Fsync, Repair, Retention, check, system_clock};
+use crate::{Fsync, Repair, Retention, check, intake::Work, system_clock};
 use trueup_operators::log::append_and_wait;
 
 fn open(dir: &Path, settings: Settings) -> (Journal, Opened) {
@@ -170,6 +170,7 @@ fn a_clock_that_jumps_back_does_not_turn_log_time_back() {
     // A promise alone moves the floor.
     assert_eq!(log.journal.ends(Topic::Remap)[0].complete_to, LogTime(2_000));
     clock.set(1_500);
+    assert_eq!(log.journal.clock_behind_us(), 500);
     assert_eq!(log.write(vec![event(2, b"c")]).unwrap()[0].log_time, LogTime(2_000));
     log.close();
 
@@ -201,8 +202,6 @@ fn a_frame_under_way_holds_back_its_own_partition_only() {
     assert_eq!(complete_to(40), [40, 40, 40]);
     assert!(answer.lock().is_none());
 }
-
-use crate::intake::Work;
 
 #[test]
 fn times_find_offsets() {
