@@ -1,1 +1,32 @@
-//! Placeholder.
+//! How people ask: reports, views, subscriptions, status, and the live page, over HTTP.
+//!
+//! Everything here reads [`Tables`], so every answer is of one epoch, and asks what else it needs
+//! of one trait, [`Runtime`], which the server implements. Nothing here writes.
+//!
+//! Limits ([`Limits`]): rows of an answer and of a page, rows that an answer may look at, queries
+//! that wait and run, subscribers, and the rows of one message to a subscriber. Each has an answer
+//! of its own when it is reached.
+//!
+//! [`Tables`]: trueup_sinks::Tables
+
+mod dashboard;
+mod gate;
+mod json;
+mod limits;
+mod ops;
+mod params;
+mod problems;
+mod reports;
+mod runtime;
+mod server;
+mod subscribe;
+mod token;
+mod views;
+
+pub use limits::Limits;
+pub use problems::{unknown_method, unknown_route};
+pub use runtime::Runtime;
+pub use server::{Queries, router};
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,10 @@
 //! one epoch in between, a slow reader many, and a resume is a follower that begins at the epoch
 //! that the reader names. A snapshot is the way from nothing to an epoch.
 //!
-//! The way is cut into parts (worker, bucket) and walked in steps, so that a difference of a million
-//! rows takes no more memory than one of [`WINDOW_ROWS`]. Between steps the follower holds nothing
-//! but its place; if the history moves past *a* before it arrives, it gets `Gone` and its reader is
-//! cut off.
+//! The way is cut into parts (worker, bucket) and walked in steps, so that a difference of a
+//! million rows takes no more memory than one of [`WINDOW_ROWS`]. Between steps the follower holds
+//! nothing but its place; if the history moves past *a* before it arrives, it gets `Gone` and its
+//! reader is cut off.
 
 use super::{
     Views,

@@ -1,0 +1,298 @@
+//! Reports over the socket: figures, alignment, rollups, local days, pages, and every error.
+#![allow(clippy::unwrap_used)]
+use crate::{
+    Limits,
+    tests::{Fixture, metrics, time},
+};
+use serde_json::{Value, json};
+use trueup_operators::time::{HOUR_US, MINUTE_US};
+
+async fn small() -> Fixture {
+    let mut f = Fixture::new().await;
+    let c1 = |country, device| ["c1", "p1", country, device];
+    f.add(&[
+        ("2026-04-27T11:58:10Z", c1("SE", "ios"), metrics(300, 1, 10_000)),
+        ("2026-04-27T11:58:20Z", c1("DE", "ios"), metrics(100, 3, 500)),
+        ("2026-04-27T11:59:59Z", c1("SE", "android"), metrics(0, 2, 700)),
+        ("2026-04-27T11:59:59Z", ["c2", "p2", "SE", "ios"], metrics(9, 9, 9)),
+    ]);
+    f.add(&[("2026-04-27T11:58:30Z", c1("SE", "ios"), metrics(30, 0, 0))]);
+    f
+}
+
+const RANGE: &str = "from=2026-04-27T11:58:30Z&to=2026-04-27T11:59:01Z&granularity=minute";
+
+#[tokio::test]
+async fn a_campaign_by_minute_and_dimensions() {
+    let f = small().await;
+    let path = format!("/v1/reports/campaigns/c1?{RANGE}&dimensions=country,deviceType");
+    let answer = f.get(&path).await.json();
+    let row = |start: &str, country, device, i, c, spend: i64, ctr: Value, version| {
+        json!({
+            "bucketStart": start, "country": country, "deviceType": device, "impressions": i,
+            "clicks": c, "conversions": 0, "invalidImpressions": 0, "invalidClicks": 0,
+            "spendMicros": spend, "ctr": ctr, "version": version, "freshnessSeconds": 1.5,
+            "isFinalized": false, "state": "provisional",
+        })
+    };
+    // Aligned outward: both minutes are whole.
+    let (first, second) = ("2026-04-27T11:58:00Z", "2026-04-27T11:59:00Z");
+    assert_eq!(
+        answer,
+        json!({
+            "rows": [
+                row(first, "DE", "ios", 100, 3, 500, json!(0.03), 1),
+                row(first, "SE", "ios", 330, 1, 10_000, json!(0.00303), 2),
+                row(second, "SE", "android", 0, 2, 700, Value::Null, 1),
+            ],
+            "asOfEpoch": 1, "freshnessSeconds": 1.5, "completeTo": "2026-04-27T12:00:00Z",
+            "rollup": "audience", "nextPageToken": null,
+        })
+    );
+}
+
+#[tokio::test]
+async fn fewer_dimensions_are_sums_and_versions_add_up() {
+    let f = small().await;
+    let rows = f.rows(&format!("/v1/reports/campaigns/c1?{RANGE}")).await;
+    assert_eq!(rows.len(), 2);
+    assert_eq!((&rows[0]["impressions"], &rows[0]["version"]), (&json!(430), &json!(3)));
+    assert!(rows[0].get("country").is_none());
+    let by_hour = "from=2026-04-27T11:00:00Z&to=2026-04-27T11:00:01Z";
+    let rows = f.rows(&format!("/v1/reports/campaigns/c1?{by_hour}")).await;
+    assert_eq!((rows.len(), &rows[0]["clicks"]), (1, &json!(6)));
+    assert_eq!(f.rows(&format!("/v1/reports/campaigns/nobody?{by_hour}")).await.len(), 0);
+    let then = f.rows(&format!("/v1/reports/campaigns/c1?{by_hour}&asOfEpoch=0")).await;
+    assert_eq!(then[0]["impressions"], 400);
+}
+
+#[tokio::test]
+async fn the_dashboard_worlds_names_give_the_same_report() {
+    let f = small().await;
+    let path = "/api/v1/analytics?campaign_id=c1&start=2026-04-27T11:58&end=2026-04-27T12:00\
+                &granularity=minute&group_by=country,device";
+    let same = "/v1/reports/campaigns/c1?from=2026-04-27T11:58:00Z&to=2026-04-27T12:00:00Z\
+                &granularity=minute&dimensions=country,deviceType";
+    assert_eq!(f.rows(path).await, f.rows(same).await);
+    assert_eq!(f.rows(path).await.len(), 3);
+    // The region rollup has both of these, and no row yet.
+    let regions = path.replace("country", "region");
+    let answer = f.get(&regions).await.json();
+    assert_eq!(
+        (answer["rollup"].as_str(), answer["rows"].as_array().map(Vec::len)),
+        (Some("region"), Some(0))
+    );
+}
+
+#[tokio::test]
+async fn totals_and_top_are_over_all_campaigns() {
+    let f = small().await;
+    let range = "from=2026-04-27T11:58:00Z&to=2026-04-27T12:00:00Z";
+    let totals = f.rows(&format!("/v1/reports/totals?{range}")).await;
+    assert_eq!((totals.len(), &totals[0]["clicks"]), (1, &json!(15)));
+    let by_minute = f.rows(&format!("/v1/reports/totals?{range}&granularity=minute")).await;
+    assert_eq!(by_minute.len(), 2);
+    let by_country = f.rows(&format!("/v1/reports/totals?{range}&dimensions=country")).await;
+    let clicks: Vec<_> = by_country.iter().map(|r| (&r["country"], &r["clicks"])).collect();
+    assert_eq!(clicks, [(&json!("DE"), &json!(3)), (&json!("SE"), &json!(12))]);
+    let top = f.get("/v1/reports/top?metric=clicks&by=campaignId&window=5m&limit=10").await.json();
+    let rows: Vec<_> =
+        top["rows"].as_array().unwrap().iter().map(|r| (&r["campaignId"], &r["clicks"])).collect();
+    assert_eq!(rows, [(&json!("c2"), &json!(9)), (&json!("c1"), &json!(6))]);
+    assert_eq!(
+        (&top["from"], &top["to"]),
+        (&json!("2026-04-27T11:56:00Z"), &json!("2026-04-27T12:01:00Z"))
+    );
+    assert_eq!(f.rows("/v1/reports/top?metric=spendMicros&limit=1").await[0]["campaignId"], "c1");
+    assert_eq!(f.rows("/v1/reports/top?window=1m").await.len(), 0);
+}
+
+#[tokio::test]
+async fn errors_of_reports() {
+    let f = small().await;
+    let c = "/v1/reports/campaigns/c1";
+    let both = "from=2026-04-27T00:00:00Z&to=2026-04-28T00:00:00Z";
+    for (path, code) in [
+        (format!("{c}?to=2026-04-27T00:00:00Z"), "missing_parameter"),
+        (format!("{c}?from=2026-04-27T00:00:00Z"), "missing_parameter"),
+        (format!("{c}?from=tomorrow&to=2026-04-27T00:00:00Z"), "bad_time"),
+        (format!("{c}?from=1969-12-31T00:00:00Z&to=2026-04-27T00:00:00Z"), "bad_time"),
+        (format!("{c}?from=2026-04-27T00:00:00Z&to=9999-01-01T00:00:00Z"), "bad_time"),
+        (format!("{c}?from=2026-04-28T00:00:00Z&to=2026-04-28T00:00:00Z"), "empty_range"),
+        (
+            format!("{c}?from=2026-01-01T00:00:00Z&to=2026-12-01T00:00:00Z&granularity=minute"),
+            "range_too_long",
+        ),
+        (format!("{c}?{both}&granularity=week"), "unknown_granularity"),
+        (format!("{c}?{both}&dimensions=contry"), "unknown_dimension"),
+        (format!("{c}?{both}&dimensions=country,country"), "repeated_dimension"),
+        (format!("{c}?{both}&dimensions=country,adId"), "unsupported_dimensions"),
+        (format!("{c}?{both}&basis=net"), "unknown_basis"),
+        (format!("{c}?{both}&timezone=Europe/Stockholm"), "timezone_needs_days"),
+        (format!("{c}?{both}&granularity=day&timezone=Mars/Olympus"), "unknown_timezone"),
+        (format!("{c}?{both}&dimension=country"), "unknown_parameter"),
+        (format!("{c}?{both}&limit=0"), "bad_limit"),
+        (format!("{c}?{both}&pageToken=1.2"), "bad_page_token"),
+        (format!("{c}?{both}&asOfEpoch=-1"), "bad_number"),
+        ("/api/v1/analytics?start=2026-04-27&end=2026-04-28".into(), "missing_parameter"),
+        ("/v1/reports/top?metric=ctr".into(), "unknown_metric"),
+        ("/v1/reports/top?window=5".into(), "bad_window"),
+        ("/v1/reports/top?window=99999999999999d".into(), "bad_window"),
+        ("/v1/reports/top?window=0m".into(), "bad_window"),
+        ("/v1/reports/top?by=nothing".into(), "unknown_dimension"),
+    ] {
+        assert_eq!(f.problem(&path).await, (400, code.into()), "{path}");
+    }
+    let answer = f.get(&format!("{c}?{both}&dimensions=country,adId")).await.json();
+    let hint = answer["hint"].as_str().unwrap();
+    assert!(hint.contains("creative (campaignId, adId, creativeId, placementId by"), "{hint}");
+    let answer = f.get(&format!("{c}?{both}&dimensions=contry")).await.json();
+    assert!(answer["hint"].as_str().unwrap().starts_with("did you mean `country`?"));
+    assert_eq!(f.problem(&format!("{c}?{both}&asOfEpoch=99")).await, (409, "epoch_ahead".into()));
+}
+
+#[tokio::test]
+async fn limits_of_rows_are_errors() {
+    let limits = Limits { rows_max: 2, ..Limits::default() };
+    let mut f = Fixture::with(limits, vec![], 1 << 20).await;
+    for publisher in ["p1", "p2", "p3"] {
+        f.add(&[("2026-04-27T11:59:59Z", ["c1", publisher, "SE", "ios"], metrics(1, 0, 0))]);
+    }
+    let path =
+        format!("/v1/reports/campaigns/c1?{RANGE}&dimensions=publisherId").replace(":01Z", ":59Z");
+    assert_eq!(f.problem(&path).await, (400, "too_many_rows".into()));
+    let limits = Limits { scan_rows_max: 2, ..Limits::default() };
+    let mut f = Fixture::with(limits, vec![], 1 << 20).await;
+    for publisher in ["p1", "p2", "p3"] {
+        f.add(&[("2026-04-27T11:59:59Z", ["c1", publisher, "SE", "ios"], metrics(1, 0, 0))]);
+    }
+    assert_eq!(f.problem(&path).await, (400, "too_much_to_read".into()));
+}
+
+#[tokio::test]
+async fn pages_are_of_one_epoch_and_make_up_the_whole() {
+    let mut f = Fixture::with(Limits::default(), vec![], 200_000).await;
+    let publishers = ["p1", "p2", "p3", "p4", "p5", "p6", "p7"];
+    let minutes = ["2026-04-27T11:58:00Z", "2026-04-27T11:57:00Z"];
+    let rows: Vec<_> = minutes
+        .iter()
+        .flat_map(|&m| publishers.map(|p| (m, ["c1", p, "SE", "ios"], metrics(1, 0, 1))))
+        .collect();
+    f.add(&rows);
+    let path = "/v1/reports/campaigns/c1?from=2026-04-27T11:00:00Z&to=2026-04-27T12:00:00Z\
+                &granularity=minute&dimensions=publisherId&limit=4";
+    let whole = f.rows(&path.replace("limit=4", "limit=100")).await;
+    let (mut paged, mut next, mut tokens) = (Vec::new(), String::new(), Vec::new());
+    loop {
+        let answer = f.get(&format!("{path}{next}")).await.json();
+        assert_eq!(answer["asOfEpoch"], 0);
+        paged.extend(answer["rows"].as_array().unwrap().clone());
+        f.add(&rows);
+        let Some(token) = answer["nextPageToken"].as_str() else { break };
+        tokens.push(token.to_owned());
+        next = format!("&pageToken={token}");
+    }
+    assert_eq!(paged.len(), 14);
+    assert_eq!(paged, whole);
+    assert_eq!(tokens.len(), 3);
+    let other = format!("{path}&basis=billing&pageToken={}", tokens[0]);
+    assert_eq!(f.problem(&other).await, (400, "bad_page_token".into()));
+    while f.problem_of_first(&format!("{path}&pageToken={}", tokens[0])).await.is_none() {
+        assert!(f.epoch < 500, "the epoch never went");
+        f.add(&rows);
+    }
+    let gone = f.problem(&format!("{path}&pageToken={}", tokens[0])).await;
+    assert_eq!(gone, (410, "epoch_gone".into()));
+}
+
+impl Fixture {
+    async fn problem_of_first(&self, path: &str) -> Option<String> {
+        let answer = self.get(path).await;
+        (answer.status != 200).then(|| answer.problem().1)
+    }
+}
+
+#[tokio::test]
+async fn billing_sees_final_rows_alone() {
+    let mut f = small().await;
+    let path = "/v1/reports/campaigns/c1?from=2026-04-27T00:00:00Z&to=2026-04-28T00:00:00Z";
+    let billing = format!("{path}&basis=billing");
+    assert_eq!(f.rows(&billing).await.len(), 0);
+    f.set_frontier(time("2026-04-28T12:00:00Z"));
+    f.add(&[]);
+    let rows = f.rows(&billing).await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!((&rows[0]["state"], &rows[0]["isFinalized"]), (&json!("final"), &json!(true)));
+    // The day goes on until midnight, and its correction horizon a day longer.
+    let by_day = format!("{path}&granularity=day");
+    assert_eq!(f.rows(&by_day).await[0]["state"], "settling");
+    assert_eq!(f.rows(&format!("{by_day}&basis=billing")).await.len(), 0);
+    let totals = "/v1/reports/totals?from=2026-04-27T11:00:00Z&to=2026-04-27T23:00:00Z";
+    assert_eq!(f.rows(&format!("{totals}&basis=billing")).await.len(), 0);
+    assert_eq!(f.rows(totals).await[0]["state"], "settling");
+}
+
+#[tokio::test]
+async fn days_of_a_time_zone_are_its_own() {
+    let mut f = Fixture::new().await;
+    let key = ["c1", "p1", "SE", "ios"];
+    // Summer time begins in Stockholm on 29 March 2026: that day has 23 hours.
+    f.set_frontier(time("2026-03-31T00:00:00Z"));
+    f.add(&[
+        ("2026-03-28T22:59:59Z", key, metrics(1, 0, 0)),
+        ("2026-03-28T23:00:00Z", key, metrics(10, 0, 0)),
+        ("2026-03-29T21:59:59Z", key, metrics(100, 0, 0)),
+        ("2026-03-29T22:00:00Z", key, metrics(1_000, 0, 0)),
+    ]);
+    let path = "/v1/reports/campaigns/c1?from=2026-03-29T10:00:00Z&to=2026-03-29T11:00:00Z\
+                &granularity=day&timezone=";
+    let rows = f.rows(&format!("{path}Europe/Stockholm")).await;
+    assert_eq!((rows.len(), &rows[0]["impressions"]), (1, &json!(110)));
+    assert_eq!(rows[0]["bucketStart"], "2026-03-28T23:00:00Z");
+    assert_eq!(f.rows(&format!("{path}UTC")).await[0]["impressions"], 1_100);
+    // India's midnight is on a half hour: from minutes.
+    let rows = f.rows(&format!("{path}Asia/Kolkata")).await;
+    assert_eq!(rows[0]["bucketStart"], "2026-03-28T18:30:00Z");
+    assert_eq!(rows[0]["impressions"], 11);
+    let wide = path.replace("T11:00", "T23:00");
+    assert_eq!(f.rows(&format!("{wide}Europe/Stockholm")).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_local_day_is_not_final_before_its_end() {
+    let mut f = Fixture::new().await;
+    let morning = "2026-04-27T06:00:00Z";
+    f.add(&[(morning, ["c1", "p1", "SE", "ios"], metrics(1, 0, 0))]);
+    let path = "/v1/reports/campaigns/c1?from=2026-04-27T00:00:00Z&to=2026-04-27T12:00:00Z\
+                &granularity=day&timezone=Europe/Stockholm";
+    // The only hour with rows is final; the local day (to 22:00 UTC) and its horizon are not over.
+    f.set_frontier(time("2026-04-28T12:00:00Z"));
+    f.add(&[]);
+    assert_eq!(
+        f.rows(&path.replace("day&timezone=Europe/Stockholm", "hour")).await[0]["state"],
+        "final"
+    );
+    assert_eq!(f.rows(path).await[0]["state"], "settling");
+    assert_eq!(f.rows(&format!("{path}&basis=billing")).await.len(), 0);
+    f.set_frontier(time("2026-04-28T22:00:00Z"));
+    f.add(&[]);
+    assert_eq!(f.rows(&format!("{path}&basis=billing")).await[0]["state"], "final");
+}
+
+#[tokio::test]
+async fn an_answer_says_when_its_range_begins_before_what_is_kept() {
+    let mut f = small().await;
+    let path = "/v1/reports/campaigns/c1?from=2026-04-27T11:00:00Z&to=2026-04-27T12:00:00Z\
+                &granularity=minute";
+    assert!(f.get(path).await.json().get("keptFrom").is_none());
+    let days = 24 * HOUR_US;
+    f.set_frontier(time("2026-04-27T11:59:00Z") + 4 * days);
+    f.add(&[]);
+    let answer = f.get(path).await.json();
+    assert_eq!(answer["keptFrom"], "2026-04-27T11:59:00Z");
+    assert_eq!(answer["rows"].as_array().unwrap().len(), 1);
+    f.set_frontier(time("2026-04-27T12:00:00Z") + 4 * days + MINUTE_US);
+    f.add(&[]);
+    assert_eq!(f.rows(path).await.len(), 0);
+    assert_eq!(f.rows(&path.replace("minute", "hour")).await.len(), 1);
+}

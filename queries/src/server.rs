@@ -1,0 +1,112 @@
+//! The routes, and who may use them.
+
+use crate::{Limits, Runtime, dashboard, gate::Gate, ops, reports, subscribe, views};
+use axum::{
+    Router,
+    http::{HeaderMap, Uri, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use std::sync::Arc;
+use tokio::sync::{Semaphore, watch};
+use trueup_operators::{
+    access::{Access, Action},
+    problem::Problem,
+};
+use trueup_sinks::Tables;
+
+/// Everything that queries need.
+pub struct Queries {
+    pub(crate) tables: Arc<dyn Tables>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) limits: Limits,
+    pub(crate) gate: Gate,
+    pub(crate) subscribers: Arc<Semaphore>,
+    pub(crate) closing: watch::Sender<bool>,
+}
+
+impl std::fmt::Debug for Queries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Queries {{ limits: {:?} }}", self.limits)
+    }
+}
+
+impl Queries {
+    /// Queries on these tables.
+    pub fn new(
+        tables: Arc<dyn Tables>,
+        access: Arc<Access>,
+        runtime: Arc<dyn Runtime>,
+        limits: Limits,
+    ) -> Arc<Queries> {
+        Arc::new(Queries {
+            gate: Gate::new(&limits),
+            subscribers: Arc::new(Semaphore::new(limits.subscribers_max)),
+            closing: watch::Sender::new(false),
+            tables,
+            access,
+            runtime,
+            limits,
+        })
+    }
+
+    /// Ends all subscriptions, each with a reason, so that the server can stop.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Checks the `Authorization` header.
+    pub(crate) fn check(&self, headers: &HeaderMap, action: Action) -> Result<(), Problem> {
+        let sent = headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
+        self.access.check(sent, action).map(|_| ())
+    }
+
+    /// The same, or else `?token=`: browsers cannot send headers with an `EventSource` or a
+    /// WebSocket.
+    pub(crate) fn check_or_token(
+        &self,
+        headers: &HeaderMap,
+        uri: &Uri,
+        action: Action,
+    ) -> Result<(), Problem> {
+        if headers.contains_key(header::AUTHORIZATION) {
+            return self.check(headers, action);
+        }
+        type Pairs = Vec<(String, String)>;
+        let pairs = axum::extract::Query::<Pairs>::try_from_uri(uri).map(|q| q.0);
+        let token = pairs.unwrap_or_default().into_iter().find(|(name, _)| name == "token");
+        let sent = token.map(|(_, token)| format!("Bearer {token}"));
+        self.access.check(sent.as_deref(), action).map(|_| ())
+    }
+}
+
+/// The routes of reports, views, subscriptions, status and the live page. It has no fallback, so
+/// that it can be merged with the collector's; [`crate::unknown_route`] and
+/// [`crate::unknown_method`] are there for the whole.
+pub fn router(state: Arc<Queries>) -> Router {
+    Router::new()
+        .route("/v1/reports/campaigns/{campaign_id}", get(reports::campaign))
+        .route("/api/v1/analytics", get(reports::analytics))
+        .route("/v1/reports/totals", get(reports::totals))
+        .route("/v1/reports/top", get(reports::top))
+        .route("/v1/views", get(views::list))
+        .route("/v1/views/{name}", get(views::rows))
+        .route("/v1/views/{name}/subscribe", get(subscribe::subscribe))
+        .route("/v1/quarantine", get(views::quarantine))
+        .route("/v1/events/{event_id}", get(ops::event))
+        .route("/v1/status", get(ops::status))
+        .route("/healthz", get(ops::healthz))
+        .route("/readyz", get(ops::readyz))
+        .route("/metrics", get(ops::metrics))
+        .route("/openapi.json", get(ops::openapi))
+        .route("/", get(dashboard::page))
+        .route("/dashboard/{file}", get(dashboard::asset))
+        .with_state(state)
+}
+
+/// A JSON answer that no cache keeps.
+pub(crate) fn json(body: String) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
+    (headers, body).into_response()
+}
