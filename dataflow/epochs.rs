@@ -241,7 +241,9 @@ impl Epochs {
                         last_close = now;
                     }
                 }
-                let wait = next_tick.min(now + LOOK);
+                // A tick that is due may have to wait for the row under way: never spin for it.
+                let look = now + LOOK;
+                let wait = if next_tick > now { next_tick.min(look) } else { look };
                 if state.fed.epoch == state.closed.epoch || !self.room(&state) {
                     self.changed.wait_until(&mut state, wait);
                 }

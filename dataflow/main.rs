@@ -2,7 +2,7 @@
 //! 0 done, 1 a check failed, 2 wrong use, 70 internal error.
 
 use clap::Parser;
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 use trueup::{
     cli::{Cli, Command},
     commands::{self, Failure},
@@ -15,7 +15,11 @@ fn main() -> ExitCode {
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("TRUEUP_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     end_with_the_first_panic();
     let result = match Cli::parse().command {
         Command::Demo(demo) => commands::demo(demo),

@@ -80,9 +80,7 @@ impl Node {
     /// # Errors
     /// When the directory, the log or a setting cannot be used.
     pub fn open(config: Config, access: Arc<Access>) -> Result<Arc<Node>, NodeError> {
-        let metrics = metrics_exporter_prometheus::PrometheusBuilder::new()
-            .install_recorder()
-            .map_err(|e| NodeError::Metrics(e.to_string()))?;
+        let metrics = recorder()?;
         let job = AdJob { rollups: config.rollups.clone() };
         let host = Host::open_with::<AdJob, AD_DIMENSIONS_MAX>(
             &config.data_dir,
@@ -285,6 +283,18 @@ impl Node {
         }
         rows
     }
+}
+
+/// The process's recorder of metrics, installed once: a process may host one node after another.
+fn recorder() -> Result<PrometheusHandle, NodeError> {
+    static RECORDER: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+    let mut recorder = RECORDER.lock();
+    if recorder.is_none() {
+        let builder = metrics_exporter_prometheus::PrometheusBuilder::new();
+        *recorder =
+            Some(builder.install_recorder().map_err(|e| NodeError::Metrics(e.to_string()))?);
+    }
+    recorder.clone().ok_or_else(|| NodeError::Metrics("no recorder".into()))
 }
 
 impl Freshness {

@@ -66,7 +66,7 @@ fn report(comparison: &Comparison, recomputed: &Recomputed, json: bool) -> Resul
         report["counts"] = json!(counts);
         println!("{report}");
     } else {
-        print!("{comparison}");
+        println!("{comparison}");
     }
     if comparison.is_equal() { Ok(()) } else { Err(Failure::Check(String::new())) }
 }

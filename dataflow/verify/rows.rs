@@ -48,9 +48,6 @@ struct Bucket {
     touched: Vec<Key>,
     /// Rows by share, without those of `(other)`.
     share_rows: BTreeMap<usize, u64>,
-    full: HashSet<usize>,
-    /// This epoch's sums of keys without a row in a full share.
-    homeless: HashMap<Key, Exact>,
 }
 
 /// One view.
@@ -191,12 +188,7 @@ impl View {
 impl Bucket {
     fn add(&mut self, key: Key, difference: &Exact, texts: &Texts) {
         if !self.rows.contains_key(&key) {
-            let share = share_of(&key, texts);
-            if self.full.contains(&share) {
-                add(self.homeless.entry(key).or_default(), difference);
-                return;
-            }
-            *self.share_rows.entry(share).or_default() += 1;
+            *self.share_rows.entry(share_of(&key, texts)).or_default() += 1;
         }
         self.add_to_row(key, difference);
     }
@@ -210,9 +202,9 @@ impl Bucket {
         add(&mut row.now, difference);
     }
 
-    /// Takes out the sums that have no room.
+    /// Takes out the sums that have no room. In a share that is full already these are all new ones.
     fn fold(&mut self, share_rows_max: u64, texts: &Texts) -> HashMap<Key, Exact> {
-        let mut homeless = std::mem::take(&mut self.homeless);
+        let mut homeless = HashMap::new();
         let overfull = |share: &usize| self.share_rows[share] > share_rows_max;
         let mut new: BTreeMap<usize, Vec<Key>> = BTreeMap::new();
         if self.share_rows.keys().any(overfull) {
@@ -232,7 +224,6 @@ impl Bucket {
                 }
             }
             self.share_rows.insert(share, share_rows_max);
-            self.full.insert(share);
         }
         homeless
     }

@@ -25,7 +25,7 @@
 //! first dimension and bucket.
 
 use crate::{
-    change::{Change, Changes, Counts, Incident, Key, TableId},
+    change::{Change, Changes, Counts, Incident, Key, TableId, same_key},
     feed::EpochTimes,
     metrics::Group,
     prefetch,
@@ -506,7 +506,7 @@ impl<const N: usize, M: Group> Table<N, M> {
             if slot & !PLACE_MASK == mark {
                 let place = (slot & PLACE_MASK) - 1;
                 let row = &mut self.rows[place as usize];
-                if row.key == sum.key {
+                if same_key(&row.key, &sum.key) {
                     if row.touched != epoch {
                         row.touched = epoch;
                         self.changed.push((place, row.metrics));

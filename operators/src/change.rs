@@ -14,6 +14,17 @@ use serde::{Deserialize, Serialize};
 /// behind the last. The first is what reports ask for (the campaign).
 pub type Key<const N: usize> = [Symbol; N];
 
+/// Whether two keys are the same. A loop that the compiler unrolls: `==` on arrays of a generic
+/// length is a call of `memcmp`, which the hot path feels.
+#[inline(always)]
+pub fn same_key<const N: usize>(a: &Key<N>, b: &Key<N>) -> bool {
+    let mut difference = 0;
+    for i in 0..N {
+        difference |= a[i] ^ b[i];
+    }
+    difference == 0
+}
+
 /// A table of a rollup: its position in the job's list of rollups, and the granularity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TableId {

@@ -19,7 +19,7 @@
 //!   symbols, so that processes with other symbols agree.
 
 use crate::{
-    change::Key,
+    change::{Key, same_key},
     event::EventBatch,
     hash,
     ledger::{Ledgered, RowDelta, Standing},
@@ -332,7 +332,7 @@ impl<const N: usize, M: Group> Local<N, M> {
             }
             if slot & !PLACE_MASK == mark {
                 let sum = &mut self.sums[(slot & PLACE_MASK) as usize - 1];
-                if sum.key == *key && sum.bucket == minute {
+                if same_key(&sum.key, key) && sum.bucket == minute {
                     self.overflows += u64::from(!sum.metrics.add(metrics));
                     return;
                 }
