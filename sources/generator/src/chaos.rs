@@ -1,7 +1,7 @@
 //! Contradictions on purpose: few ids and few campaigns, so that in a thousand events almost every
 //! id is sent several times, changed, late, too late, judged, reinstated, judged by its impression,
-//! judged before it comes, and taken as invalid by the collector. Prices are odd numbers on every
-//! basis, so that a rounding in the wrong place shows.
+//! judged before it comes, and taken as invalid by the collector. Prices are odd numbers and halves on
+//! every basis, so that a rounding in the wrong place shows.
 //!
 //! Event times lie around the given now and around the edges of its horizon, many of them exactly
 //! on a minute. Decision times come from a few values, so that ties are common.
@@ -126,7 +126,7 @@ impl Chaos {
         o.device_type = sometimes(random, |r| (*r.pick(&["ios", "ctv"])).to_owned());
         o.creative_id = sometimes(random, |r| format!("cr_{}", r.below(2)));
         o.impression_id = sometimes(random, |r| format!("im_{}", r.below(groups)));
-        o.price_micros = sometimes(random, |r| r.between(1, 2_000_000) | 1);
+        o.price_micros = sometimes(random, price_micros);
         let bases = [PriceBasis::Cpc, PriceBasis::Cpm, PriceBasis::Cpa];
         o.price_basis = sometimes(random, |r| *r.pick(&bases));
         o.schema_version = random.chance(0.02).then_some(2);
@@ -171,6 +171,15 @@ impl Chaos {
 
 fn sometimes<T>(random: &mut Random, value: impl FnOnce(&mut Random) -> T) -> Option<T> {
     random.chance(0.7).then(|| value(random))
+}
+
+/// Often an odd number of half thousands: a thousandth of it is a half, which rounds to even.
+fn price_micros(random: &mut Random) -> i64 {
+    if random.chance(0.5) {
+        500 + 1_000 * random.between(0, 9)
+    } else {
+        random.between(1, 2_000_000) | 1
+    }
 }
 
 /// The same id with another payload.
