@@ -50,10 +50,12 @@ const SILENCE_MS_MAX = 15 * SECOND_MS;
 const REQUEST_MS_MAX = 10 * SECOND_MS;
 const RETRY_MS_MIN = SECOND_MS;
 const RETRY_MS_MAX = 15 * SECOND_MS;
+/** Sleeps end early when the token changes or the page comes into view. */
+const FOR_A_TOKEN_MS = 10 * MINUTE_MS;
 const STATUS_EVERY_MS = 2 * SECOND_MS;
 const TOP_EVERY_MS = 5 * SECOND_MS;
 const TICK_MS = 250;
-const RENDER_EVERY_MS = 500;
+const RENDER_EVERY_MS = 250;
 const ANNOUNCE_EVERY_MS = 20 * SECOND_MS;
 /** Freshness up to the first is fine, up to the second slow, beyond it bad. */
 const FRESH_MS = 5 * SECOND_MS;
@@ -463,7 +465,7 @@ async function* eventsOf(body, heard) {
 // Following the view
 
 /** Where the connection stands, for the page to show. */
-const line = { level: "wait", text: "Connecting", heardMs: 0, retryAtMs: 0, live: false };
+const line = { level: "wait", text: "Connecting", open: false, live: false, heardMs: 0, retryAtMs: 0 };
 
 const book = new Book();
 const corrections = new Corrections();
@@ -528,6 +530,7 @@ async function followOnce(session) {
   connection = new AbortController();
   const resume = book.shown ? { "Last-Event-ID": String(book.shown.epoch) } : {};
   Object.assign(session, { inSnapshot: false, rows: 0 });
+  Object.assign(line, { open: true, heardMs: Date.now() });
   if (!book.shown) session.from = await firstMinute(connection.signal);
   line.heardMs = Date.now();
   const response = await fetch(viewSince(session.from), {
@@ -554,7 +557,7 @@ async function follow() {
     } catch (error) {
       connection.abort();
       book.rollBack();
-      line.live = false;
+      Object.assign(line, { open: false, live: false });
       const retryMs = afterFailure(error, session);
       line.retryAtMs = Date.now() + retryMs;
       await sleep(retryMs);
@@ -594,12 +597,18 @@ function afterFailure(error, session) {
 function waitForToken(error) {
   Object.assign(line, { level: "bad", text: "Token needed" });
   page.askForToken(token.value ? error.message : "");
-  return 24 * 60 * MINUTE_MS;
+  return FOR_A_TOKEN_MS;
 }
 
 /** Gives up a connection that has gone silent. */
 function watchSilence(nowMs) {
-  if (line.live && nowMs - line.heardMs > SILENCE_MS_MAX) connection.abort();
+  if (line.open && nowMs - line.heardMs > SILENCE_MS_MAX) connection.abort();
+}
+
+/** How long a panel waits: without a right there is nothing to ask for until the token changes. */
+function waitAfter({ status }) {
+  if (status === 401 || status === 403) return FOR_A_TOKEN_MS;
+  return status === undefined ? 3 * RETRY_MS_MIN : RETRY_MS_MAX;
 }
 
 /** Asks again and again while the page is in view. */
@@ -611,7 +620,7 @@ async function poll(path, everyMs, panel) {
         panel.take(await getJson(path));
       } catch (error) {
         panel.failed(error);
-        waitMs = error.retryMs ?? (error instanceof Refusal ? RETRY_MS_MAX : 3 * RETRY_MS_MIN);
+        waitMs = error.retryMs ?? waitAfter(error);
       }
     }
     await sleep(waitMs);
@@ -1040,7 +1049,7 @@ const page = {
   renderLine(nowMs) {
     let { level, text } = line;
     const silentMs = nowMs - line.heardMs;
-    if (line.live && silentMs > STALLED_MS) {
+    if (line.open && silentMs > STALLED_MS) {
       level = "slow";
       text = `Stalled: silent for ${Math.floor(silentMs / SECOND_MS)} s`;
     } else if (line.live && this.paused) {
@@ -1156,7 +1165,8 @@ class Panel {
   failed(error) {
     if (error.status === 401) page.askForToken("");
     const said = error instanceof Refusal || error instanceof ProtocolError;
-    setText(this.#problem, said ? error.message : "The server does not answer.");
+    const text = said ? error.message : "The server does not answer.";
+    setText(this.#problem, error.status === 401 ? "Waiting for a token." : text);
     this.#problem.hidden = false;
     this.#table.hidden = this.#atMs === 0;
   }
@@ -1190,7 +1200,8 @@ class Counts extends Panel {
     super.failed(error);
     for (const name of ["log-lag", "view-lag"]) {
       setText(byId(name), "–");
-      setText(byId(`${name}-note`), error.status === 403 ? "needs an operator’s token" : "no answer");
+      const mayNot = error.status === 401 || error.status === 403;
+      setText(byId(`${name}-note`), mayNot ? "needs an operator’s token" : "no answer");
     }
   }
 
