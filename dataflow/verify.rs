@@ -32,9 +32,10 @@ mod tests;
 
 pub use compare::{
     Cell, Comparison, DIFFERENCES_MAX, Difference, Filter, What, compare, compare_counts,
+    compare_events,
 };
 
-pub use served::{Served, served};
+pub use served::{Served, ServedEvents, served, served_events};
 
 use rows::Rows;
 use standing::Book;

@@ -1,13 +1,13 @@
 //! What differs between the recomputed rows and those that the engine serves, as a report for
 //! people and as JSON. The first [`DIFFERENCES_MAX`] differences are kept, all are counted.
 
-use super::{FIGURES, Recomputed, RowFigures, RowKey, ViewRows, Views};
+use super::{FIGURES, Recomputed, RowFigures, RowKey, ServedEvents, ViewRows, Views};
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 use trueup_operators::{
-    change::Counts,
-    event::Fate,
-    time::{Epoch, format_rfc3339},
+    change::{Counts, Incident},
+    event::{Fate, Position},
+    time::{Epoch, LogTime, format_rfc3339},
 };
 
 /// How many differences are kept one by one.
@@ -181,6 +181,61 @@ pub fn compare_counts(recomputed: &Recomputed, engine: &Counts, comparison: &mut
     }
     if !cells.is_empty() {
         comparison.push(of_view("counts", What::Figures { cells }));
+    }
+}
+
+/// Adds the events that were set aside, those that the engine still lists. One that it lists and
+/// should not is a difference; one that it does not list is, unless it lists fewer than there were.
+pub fn compare_events(recomputed: &Recomputed, engine: &ServedEvents, comparison: &mut Comparison) {
+    let ours = recomputed.late_events.iter().chain(&recomputed.quarantine);
+    let mut ours: BTreeMap<Position, (Fate, LogTime)> =
+        ours.map(|aside| (aside.position, (aside.fate, aside.log_time))).collect();
+    let all = engine.total == engine.events.len() as u64;
+    if engine.total != ours.len() as u64 {
+        let cells = vec![cell("events", engine.total, ours.len())];
+        comparison.push(of_view("late_events, quarantine", What::Figures { cells }));
+    }
+    for Incident { fate, position, log_time } in &engine.events {
+        let served = Some((*fate, *log_time));
+        let found = ours.remove(position);
+        if found != served {
+            comparison.push(of_event(*position, served, found));
+        }
+    }
+    for (position, found) in ours.into_iter().filter(|_| all) {
+        comparison.push(of_event(position, None, Some(found)));
+    }
+}
+
+fn of_event(
+    position: Position,
+    engine: Option<(Fate, LogTime)>,
+    recomputed: Option<(Fate, LogTime)>,
+) -> Difference {
+    let text = |of: Option<(Fate, LogTime)>| match of {
+        Some((fate, log_time)) => {
+            let at = format_rfc3339(log_time.0);
+            format!("{} at {at}", fate.code())
+        }
+        None => "–".to_owned(),
+    };
+    let cells = vec![cell("fate", text(engine), text(recomputed))];
+    let what = match (engine, recomputed) {
+        (None, _) => What::Missing { cells },
+        (_, None) => What::Extra { cells },
+        _ => What::Figures { cells },
+    };
+    let late = recomputed.or(engine).is_some_and(|(fate, _)| fate == Fate::TooLate);
+    let dimensions = [
+        ("partition", position.partition.to_string()),
+        ("offset", position.offset.to_string()),
+        ("row", position.row.to_string()),
+    ];
+    Difference {
+        view: if late { "late_events" } else { "quarantine" }.to_owned(),
+        bucket_start: None,
+        dimensions: dimensions.map(|(name, value)| (name.to_owned(), value)).into(),
+        what,
     }
 }
 

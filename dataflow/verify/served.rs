@@ -2,10 +2,10 @@
 
 use super::{FIGURES, RowFigures, Views};
 use std::collections::BTreeMap;
-use trueup_operators::time::Epoch;
+use trueup_operators::{change::Incident, event::Fate, time::Epoch};
 use trueup_sinks::{Filter, Tables, ViewKind, tables::ReadError};
 
-/// Rows copied out of a view at a time.
+/// Rows, and events that were set aside, copied out of a view at a time.
 const PAGE_ROWS: usize = 4_096;
 
 /// What an engine serves at an epoch.
@@ -53,4 +53,34 @@ pub fn served(tables: &dyn Tables, epoch: Option<Epoch>) -> Result<Served, ReadE
         }
     }
     Ok(served)
+}
+
+/// What an engine serves of the events that were set aside.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServedEvents {
+    /// Of which epoch.
+    pub epoch: Epoch,
+    /// Them, the newest first.
+    pub events: Vec<Incident>,
+    /// How many there were, whether they are kept or not.
+    pub total: u64,
+}
+
+/// Reads the events of `late_events` and `quarantine` at one epoch, or at the newest.
+///
+/// # Errors
+/// As [`served`].
+pub fn served_events(tables: &dyn Tables, epoch: Option<Epoch>) -> Result<ServedEvents, ReadError> {
+    let newest = tables.visible().ok_or(ReadError::NotReady)?;
+    let epoch = epoch.unwrap_or(newest.epoch);
+    let fates = [Fate::Conflict, Fate::Quarantined, Fate::TooLate];
+    let mut served = ServedEvents { epoch, events: Vec::new(), total: 0 };
+    let mut before = None;
+    loop {
+        let page = tables.incidents(&fates, Some(epoch), before, PAGE_ROWS)?;
+        served.total = page.total;
+        let Some((key, _)) = page.incidents.last() else { return Ok(served) };
+        before = Some(*key);
+        served.events.extend(page.incidents.iter().map(|(_, incident)| *incident));
+    }
 }

@@ -86,6 +86,9 @@ impl Running {
         if at.epoch == served.epoch {
             compare_counts(&recomputed, &counts, &mut comparison);
         }
+        let events = served_events(&*self.tables, Some(served.epoch)).unwrap();
+        assert_eq!(events.total, events.events.len() as u64, "all are kept");
+        compare_events(&recomputed, &events, &mut comparison);
         assert!(comparison.is_equal(), "{context}\n{comparison}");
     }
 }

@@ -1,7 +1,7 @@
 //! What the comparison says, and what is refused.
 
 use super::*;
-use trueup_operators::remap::Upto;
+use trueup_operators::{change::Incident, remap::Upto};
 
 fn made() -> Made {
     let mut made = Made::new();
@@ -78,6 +78,48 @@ fn counts_are_compared() {
     compare_counts(&recomputed, &counts, &mut comparison);
     assert_eq!(comparison.different, 1);
     assert!(comparison.to_string().contains("counts\n  duplicate: engine 3, recomputed 0"));
+}
+
+#[test]
+fn events_that_were_set_aside_are_compared_one_by_one() {
+    let mut newer = click("v2", at(0));
+    newer.optional.schema_version = Some(2);
+    let mut made = Made::new();
+    let edge = at(60) + 10 * MINUTE_US;
+    made.events(at(1), &[newer]).close(at(1)).events(edge, &[click("late", at(0))]).close(edge);
+    let recomputed = run(&made);
+    let asides = recomputed.late_events.iter().chain(&recomputed.quarantine);
+    let incidents = asides.map(|aside| {
+        let SetAside { fate, position, log_time, .. } = *aside;
+        Incident { fate, position, log_time }
+    });
+    let engine = ServedEvents { epoch: 2, events: incidents.collect(), total: 2 };
+    let report = |engine: &ServedEvents| {
+        let mut comparison = compare(&recomputed, &recomputed.views, &Filter::default());
+        compare_events(&recomputed, engine, &mut comparison);
+        (comparison.different, comparison.to_string())
+    };
+    assert_eq!(report(&engine).0, 0);
+    // It keeps only the newest: what it does not list any more is no difference.
+    let newest = ServedEvents { events: engine.events[..1].to_vec(), ..engine.clone() };
+    assert_eq!(report(&newest).0, 0);
+    let lost = ServedEvents { total: 1, ..newest };
+    let (different, text) = report(&lost);
+    assert_eq!(different, 2, "the number, and the event");
+    assert!(text.contains("late_events, quarantine\n  events: engine 1, recomputed 2"), "{text}");
+    assert!(text.contains("quarantine offset=0 partition="), "{text}");
+    assert!(
+        text.contains("fate: engine –, recomputed unknown_schema_version at 2026-04-27T15:32:01Z")
+    );
+    let mut wrong = engine.clone();
+    wrong.events[0].fate = Fate::Conflict;
+    wrong.events[1].position.row = 9;
+    let (different, text) = report(&wrong);
+    assert_eq!(different, 3, "another fate, one too many, one missing");
+    assert!(
+        text.contains("fate: engine id_conflict at 2026-04-27T15:43:00Z, recomputed too_late at")
+    );
+    assert!(text.contains("row=9: the engine has a row too many"), "{text}");
 }
 
 #[test]
