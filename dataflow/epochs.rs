@@ -50,8 +50,8 @@ pub struct EpochSettings {
 const IDLE: Duration = Duration::from_secs(1);
 /// How often the ends are looked at between ticks, for `epoch_bytes_max`.
 const LOOK: Duration = Duration::from_millis(10);
-/// Remap rows read from the log at a time.
-const ROWS_READ_BYTES: usize = 256 << 10;
+/// Bytes of remap rows read from the log at a time: some hundred epochs.
+const ROWS_READ_BYTES: usize = 64 << 10;
 
 /// What a worker gets: an epoch, and the one before it.
 #[derive(Clone)]
@@ -244,7 +244,7 @@ impl Epochs {
                 // A tick that is due may have to wait for the row under way: never spin for it.
                 let look = now + LOOK;
                 let wait = if next_tick > now { next_tick.min(look) } else { look };
-                if state.fed.epoch == state.closed.epoch || !self.room(&state) {
+                if state.fed.epoch == state.closed.epoch {
                     self.changed.wait_until(&mut state, wait);
                 }
             }
@@ -252,12 +252,8 @@ impl Epochs {
     }
 
     fn heavy(&self, state: &State) -> bool {
-        let closed = state.bytes.back().map_or(state.bytes_at_start, |b| b.1);
+        let closed = state.bytes.back().map_or(state.bytes_visible, |b| b.1);
         bytes_held(&*self.log).saturating_sub(closed) >= self.settings.epoch_bytes_max
-    }
-
-    fn room(&self, state: &State) -> bool {
-        state.fed.epoch - self.visible().min(state.fed.epoch) < self.settings.epochs_in_flight_max
     }
 
     /// Appends the next row. With `only_if_new`, only if a partition has grown.
@@ -296,51 +292,56 @@ impl Epochs {
         true
     }
 
-    /// Gives the workers as many epochs as may be under way.
+    /// Gives the workers the next epochs as there is room for them, as many as one read of the
+    /// remap topic gives; then it is time to look at the ticks again.
     fn feed(&self, feeders: &[Feeder], announce: &impl Fn(EpochTimes)) -> Result<(), LogError> {
-        loop {
-            let (fed, closed) = {
-                let state = self.state.lock();
-                if !self.room(&state) || state.fault.is_some() {
-                    return Ok(());
-                }
-                (Arc::clone(&state.fed), Arc::clone(&state.closed))
-            };
-            if fed.epoch == closed.epoch {
+        let (mut before, closed) = {
+            let state = self.state.lock();
+            (Arc::clone(&state.fed), Arc::clone(&state.closed))
+        };
+        if before.epoch == closed.epoch {
+            return Ok(());
+        }
+        let rows = if closed.epoch == before.epoch + 1 {
+            vec![(*closed).clone()]
+        } else {
+            // The row of epoch e is at offset e − 1.
+            read_rows(&*self.log, before.epoch, closed.epoch)?
+        };
+        for row in rows {
+            if !self.wait_for_room(&before) {
                 return Ok(());
             }
-            let rows = if closed.epoch == fed.epoch + 1 {
-                vec![(*closed).clone()]
-            } else {
-                // The row of epoch e is at offset e − 1.
-                read_rows(&*self.log, fed.epoch, closed.epoch)?
-            };
-            let mut before = fed;
-            for row in rows {
-                self.wait_for_room(&before);
-                let row = Arc::new(row);
-                announce(row.times(&before));
-                for feeder in feeders {
-                    let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row) };
-                    // A worker that is gone has reported a fault.
-                    if feeder.plans.send(plan).is_err() {
-                        return Ok(());
-                    }
-                    feeder.thread.unpark();
+            let row = Arc::new(row);
+            announce(row.times(&before));
+            for feeder in feeders {
+                let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row) };
+                // A worker that is gone has reported a fault.
+                if feeder.plans.send(plan).is_err() {
+                    return Ok(());
                 }
-                self.state.lock().fed = Arc::clone(&row);
-                before = row;
+                feeder.thread.unpark();
             }
+            self.state.lock().fed = Arc::clone(&row);
+            before = row;
         }
+        Ok(())
     }
 
-    fn wait_for_room(&self, fed: &RemapRow) {
+    /// Waits until one more epoch may be under way, at most until it is time to look at the ticks.
+    fn wait_for_room(&self, fed: &RemapRow) -> bool {
+        let until = Instant::now() + LOOK;
         let mut state = self.state.lock();
-        while fed.epoch - self.visible().min(fed.epoch) >= self.settings.epochs_in_flight_max {
+        loop {
             if state.stopping || state.fault.is_some() {
-                return;
+                return false;
             }
-            self.changed.wait_for(&mut state, LOOK);
+            if fed.epoch - self.visible().min(fed.epoch) < self.settings.epochs_in_flight_max {
+                return true;
+            }
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                return false;
+            }
         }
     }
 }
