@@ -181,22 +181,17 @@ impl Client {
     /// All rows of a view at one epoch: the epoch and the rows, in the order of the answer.
     #[track_caller]
     pub(crate) fn view(&self, name: &str, epoch: Option<u64>) -> (u64, Vec<Value>) {
-        let (mut rows, mut epoch, mut token) = (Vec::new(), epoch, None::<String>);
+        let as_of = epoch.map_or(String::new(), |epoch| format!("&asOfEpoch={epoch}"));
+        let question = format!("/v1/views/{name}?limit=1000{as_of}");
+        let (mut rows, mut epoch, mut path) = (Vec::new(), epoch, question.clone());
         loop {
-            let mut path = format!("/v1/views/{name}?limit=1000");
-            if let Some(epoch) = epoch {
-                path += &format!("&asOfEpoch={epoch}");
-            }
-            if let Some(token) = &token {
-                path += &format!("&pageToken={token}");
-            }
             let page = self.get(&path).expect(200).json;
             let at = page["asOfEpoch"].as_u64().expect("a page names its epoch");
             assert_eq!(*epoch.get_or_insert(at), at, "two pages are of two epochs");
             rows.extend(page["rows"].as_array().expect("a page has rows").iter().cloned());
-            token = page["nextPageToken"].as_str().map(str::to_owned);
-            if token.is_none() {
-                return (at, rows);
+            match page["nextPageToken"].as_str() {
+                Some(token) => path = format!("{question}&pageToken={token}"),
+                None => return (at, rows),
             }
         }
     }

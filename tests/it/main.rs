@@ -4,7 +4,14 @@
 //! | module | what must hold |
 //! |---|---|
 //! | [`replay`] | 1, 2 and 4 workers publish the same in every epoch, and what `verify` finds |
+//! | [`first_curl`] | the README's first minutes, every figure written out |
+//! | [`chaos`] | killed with -9 under contradictory traffic: nothing lost, nothing twice |
+//! | [`finality`] | provisional, settling, final, and where what comes at each stage ends |
+//! | [`subscribe`] | cut off, slow or stalled, a subscriber's sum is the view |
+//! | [`bad_input`] | what no client should send has a defined answer and harms nobody |
+//! | [`faults`] | full disk, torn write, flipped bit, clock, second server, SIGTERM |
 //! | [`orders`] | another job, killed with -9 again and again, is right in the end |
+//! | [`fuzzed`] | the fuzz targets' entry points over a corpus and random changes to it |
 //! | [`tidy`] | the style of the sources, as a test |
 //!
 //! Randomised tests print their seed; `TRUEUP_SEED` repeats a run. `TRUEUP_IT_EVENTS`,
@@ -12,10 +19,19 @@
 //! `.ci/run` does.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod bad_input;
+mod chaos;
 mod client;
+mod faults;
+mod finality;
+mod first_curl;
+mod fuzzed;
+mod mutate;
 mod orders;
 mod replay;
 mod seed;
 mod server;
 mod sse;
+mod subscribe;
 mod tidy;
+mod traffic;

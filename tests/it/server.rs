@@ -83,6 +83,7 @@ impl Home {
     }
 
     fn serve_args(&self, command: &mut Command) {
+        forget_environment(command);
         let stderr = OpenOptions::new().create(true).append(true).open(self.stderr_path());
         command
             .arg("serve")
@@ -105,7 +106,9 @@ impl Home {
 
     /// Runs another command on the data directory: its exit code, stdout and stderr.
     pub(crate) fn run(&self, args: &[&str]) -> (Option<i32>, String, String) {
-        let output = Command::new(TRUEUP)
+        let mut command = Command::new(TRUEUP);
+        forget_environment(&mut command);
+        let output = command
             .args(args)
             .arg("--data")
             .arg(self.data())
@@ -189,6 +192,15 @@ impl Drop for Server<'_> {
         // It may have ended already; then there is nothing to kill and nothing to wait for.
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+/// Every flag has a twin in the environment; `TRUEUP_SEED` is one, and means something else here.
+fn forget_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TRUEUP_") {
+            command.env_remove(name);
+        }
     }
 }
 

@@ -206,9 +206,7 @@ impl Known {
             *self.rows.entry(row).or_default() += diff;
         }
         self.rows.retain(|_, times| *times != 0);
-        if event.kind == "progress" {
-            self.in_snapshot = false;
-        }
+        self.in_snapshot = false;
         self.epoch = Some(id);
         true
     }
