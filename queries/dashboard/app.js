@@ -64,7 +64,12 @@ const SLOW_MS = 30 * SECOND_MS;
 const CLOCK_NOISE_MS = 1500;
 
 const FIGURES = [
-  "impressions", "clicks", "conversions", "invalidImpressions", "invalidClicks", "spendMicros",
+  "impressions",
+  "clicks",
+  "conversions",
+  "invalidImpressions",
+  "invalidClicks",
+  "spendMicros",
 ];
 
 // ---------------------------------------------------------------------------------------------
@@ -133,7 +138,9 @@ function money(micros) {
 /** Micros to the last digit: corrections may be smaller than a cent. */
 function moneyExact(micros) {
   const size = micros < 0n ? -micros : micros;
-  const rest = String(size % 1_000_000n).padStart(6, "0").replace(/0{1,4}$/, "");
+  const rest = String(size % 1_000_000n)
+    .padStart(6, "0")
+    .replace(/0{1,4}$/, "");
   return `${micros < 0n ? MINUS : ""}${count(size / 1_000_000n)}.${rest}`;
 }
 
@@ -298,40 +305,73 @@ function kindOf(before, after) {
   return "mixed";
 }
 
-/** The newest corrections, and for each minute what it was when it ended. */
+/** What a change is measured by: the figure of an average minute that it would be a part of. */
+const MEASURES = [
+  [["clicks", "invalidClicks"], "clicks"],
+  [["impressions", "invalidImpressions"], "impressions"],
+  [["spendMicros"], "spendMicros"],
+];
+
+/** Whether a change is at least 0.5 % of an average minute of the hour that `sum` adds up. */
+function isLarge(before, after, sum) {
+  return MEASURES.some(([changed, whole]) =>
+    changed.some((name) => {
+      const by = after[name] - before[name];
+      return by !== 0n && (by < 0n ? -by : by) * 60n * 200n >= sum[whole];
+    }),
+  );
+}
+
+/** The newest corrections, and for each minute what it was when it ended.
+ *
+ * Stragglers come all the time, one here and one there; a list of them all would push a verdict on
+ * ten thousand clicks out within seconds. So the large ones have a list of their own. */
 class Corrections {
-  /** Newest first: `{start, before, after, changes, firstMs, lastMs}`. */
-  list = [];
-  /** By minute: `{ended, changes, lastMs}`, where `ended` are the figures before the first. */
+  /** Newest first: `{start, before, after, isLarge, firstMs, lastMs}`. */
+  recent = [];
+  /** The large ones of them, and of those that `recent` has no more room for. */
+  large = [];
+  /** By minute: `{ended, changes, largeMs}`, where `ended` are the figures before the first. */
   marks = new Map();
   total = 0;
   sinceMs = Date.now();
 
   clear() {
-    this.list = [];
+    this.recent = [];
+    this.large = [];
     this.marks.clear();
     this.total = 0;
     this.sinceMs = Date.now();
   }
 
-  add({ start, before, after }, nowMs) {
+  /** `hour`: the sums of the hour before, to tell large from small. */
+  add({ start, before, after }, hour, nowMs) {
     this.total += 1;
-    const mark = this.marks.get(start) ?? { ended: before, changes: 0, lastMs: 0 };
-    mark.changes += 1;
-    mark.lastMs = nowMs;
-    this.marks.set(start, mark);
-    const open = this.list.find((c) => c.start === start && nowMs - c.firstMs < COALESCE_MS);
-    if (open) {
-      Object.assign(open, { after, lastMs: nowMs, changes: open.changes + 1 });
-      return;
+    let entry = this.recent.find((c) => c.start === start && nowMs - c.firstMs < COALESCE_MS);
+    if (entry) {
+      Object.assign(entry, { after, lastMs: nowMs });
+    } else {
+      entry = { start, before, after, isLarge: false, firstMs: nowMs, lastMs: nowMs };
+      keepNewest(this.recent, entry);
     }
-    this.list.unshift({ start, before, after, changes: 1, firstMs: nowMs, lastMs: nowMs });
-    this.list.length = Math.min(this.list.length, LIMITS.correctionsKept);
+    if (!entry.isLarge && isLarge(entry.before, entry.after, hour)) {
+      entry.isLarge = true;
+      keepNewest(this.large, entry);
+    }
+    const mark = this.marks.get(start) ?? { ended: before, changes: 0, largeMs: 0 };
+    mark.changes += 1;
+    if (entry.isLarge) mark.largeMs = nowMs;
+    this.marks.set(start, mark);
   }
 
   forgetBefore(floorMs) {
     for (const start of this.marks.keys()) if (start < floorMs) this.marks.delete(start);
   }
+}
+
+function keepNewest(list, entry) {
+  list.unshift(entry);
+  list.length = Math.min(list.length, LIMITS.correctionsKept);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -395,7 +435,12 @@ async function refusalOf(response) {
     // Not every proxy on the way speaks problem+json; the status says enough.
   }
   const detail = problem.detail ?? `the server answered ${response.status}`;
-  return new Refusal(response.status, String(detail), problem.hint && String(problem.hint), retryMs);
+  return new Refusal(
+    response.status,
+    String(detail),
+    problem.hint && String(problem.hint),
+    retryMs,
+  );
 }
 
 const wakeUps = new Set();
@@ -465,7 +510,14 @@ async function* eventsOf(body, heard) {
 // Following the view
 
 /** Where the connection stands, for the page to show. */
-const line = { level: "wait", text: "Connecting", open: false, live: false, heardMs: 0, retryAtMs: 0 };
+const line = {
+  level: "wait",
+  text: "Connecting",
+  open: false,
+  live: false,
+  heardMs: 0,
+  retryAtMs: 0,
+};
 
 const book = new Book();
 const corrections = new Corrections();
@@ -508,9 +560,10 @@ function takeProgress({ epoch, logTime }, session) {
   const anew = session.inSnapshot || book.shown === null;
   const corrected = book.commit(epochOf(epoch), timeMs(logTime));
   if (anew) corrections.clear();
-  const nowMs = Date.now();
-  for (const correction of corrected) corrections.add(correction, nowMs);
-  corrections.forgetBefore(book.shown.logTimeMs - LIMITS.minutesKept * MINUTE_MS);
+  const { minutes, logTimeMs } = book.shown;
+  const hour = corrected.length > 0 ? sumOf(minutes, logTimeMs - 60 * MINUTE_MS, logTimeMs) : null;
+  for (const correction of corrected) corrections.add(correction, hour, Date.now());
+  corrections.forgetBefore(logTimeMs - LIMITS.minutesKept * MINUTE_MS);
   session.inSnapshot = false;
   session.failures = 0;
   Object.assign(line, { live: true, level: "good", text: "Live" });
@@ -637,16 +690,27 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const byId = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** Minutes of the chart, without gaps: `[start, minute]`. A minute that has no rows is zero. */
+/** Minutes without gaps: `[start, minute]`. A minute that has no rows is zero. */
 function minutesOf(shown, minutesMax) {
   const last = minuteOf(shown.logTimeMs);
   const oldest = Math.min(last, ...shown.minutes.keys());
-  const first = Math.max(last - (minutesMax - 1) * MINUTE_MS, Math.min(oldest, last - 14 * MINUTE_MS));
+  const first = Math.max(
+    last - (minutesMax - 1) * MINUTE_MS,
+    Math.min(oldest, last - 14 * MINUTE_MS),
+  );
   const minutes = [];
   for (let start = first; start <= last; start += MINUTE_MS) {
     minutes.push([start, shown.minutes.get(start) ?? EMPTY]);
   }
   return minutes;
+}
+
+/** The same from where traffic began: stragglers of an hour ago must not squeeze a log that is
+ * five minutes old into a corner. What is left out is below a hundredth of the peak. */
+function fromBeginning(minutes) {
+  const most = minutes.reduce((max, [, m]) => (m.impressions > max ? m.impressions : max), 0n);
+  const begun = minutes.findIndex(([, minute]) => minute.impressions * 100n >= most);
+  return minutes.slice(Math.max(0, Math.min(begun - 1, minutes.length - 15)));
 }
 
 class Chart {
@@ -676,8 +740,8 @@ class Chart {
   /** Draws again while a fresh mark fades. */
   animate(nowMs) {
     if (calm.matches || page.paused || !this.#plot) return;
-    for (const { lastMs } of corrections.marks.values()) {
-      if (nowMs - lastMs < MARK_FRESH_MS + 2 * TICK_MS) return this.#plot.redraw(false, false);
+    for (const { largeMs } of corrections.marks.values()) {
+      if (nowMs - largeMs < MARK_FRESH_MS + 2 * TICK_MS) return this.#plot.redraw(false, false);
     }
   }
 
@@ -718,7 +782,7 @@ class Chart {
       scales: {
         x: { range: () => this.#range() },
         // Bars keep below the line, which mostly has their shape; both start at zero.
-        clicks: { range: (plot, min, max) => [0, Math.max(4, (max ?? 0) * 1.55)] },
+        clicks: { range: () => [0, Math.max(4, this.#mostClicks() * 1.55)] },
         spend: { range: (plot, min, max) => [0, Math.max(0.04, (max ?? 0) * 1.1)] },
       },
       axes: this.#axes(),
@@ -727,7 +791,12 @@ class Chart {
         { scale: "clicks", paths: bars, fill: clicks, stroke: clicks, width: 0, points: hidden },
         { scale: "clicks", paths: bars, fill: open, stroke: open, width: 0, points: hidden },
         { scale: "spend", stroke: spend, width: 2, points: hidden },
-        { scale: "spend", stroke: spend, paths: () => null, points: { show: true, size: 6, fill: spend } },
+        {
+          scale: "spend",
+          stroke: spend,
+          paths: () => null,
+          points: { show: true, size: 6, fill: spend },
+        },
       ],
       hooks: {
         draw: [(plot) => this.#drawMarks(plot)],
@@ -755,11 +824,29 @@ class Chart {
         scale: "clicks",
         grid,
         size: 56,
-        incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 1e7, 1e8, 1e9],
+        incrs: [
+          1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 1e7,
+          1e8, 1e9,
+        ],
         values: (plot, ticks) => ticks.map(short),
       },
-      { ...common, scale: "spend", side: 1, grid: { show: false }, size: 56, values: (plot, ticks) => ticks.map(short) },
+      {
+        ...common,
+        scale: "spend",
+        side: 1,
+        grid: { show: false },
+        size: 56,
+        values: (plot, ticks) => ticks.map(short),
+      },
     ];
+  }
+
+  /** What was taken out must still be seen. */
+  #mostClicks() {
+    const clicks = this.#minutes.map(([start, minute]) =>
+      Math.max(Number(minute.clicks), Number(corrections.marks.get(start)?.ended.clicks ?? 0)),
+    );
+    return Math.max(0, ...clicks);
   }
 
   #range() {
@@ -767,7 +854,8 @@ class Chart {
     return [this.#minutes[0][0] / SECOND_MS, (this.#minutes.at(-1)[0] + MINUTE_MS) / SECOND_MS];
   }
 
-  /** For each corrected minute: a stroke where it stood when it ended, and a diamond above. */
+  /** For each corrected minute: a stroke where it stood when it ended, and a diamond above, which
+   * is small as long as all its corrections were. */
   #drawMarks(plot) {
     const { ctx } = plot;
     const px = uPlot.pxRatio;
@@ -785,8 +873,8 @@ class Chart {
       const is = plot.valToPos(Number(minute.clicks), "clicks", true);
       if (mark.ended.clicks !== minute.clicks) drawWas(ctx, x, was, is, half, px);
       const top = Math.min(was, is) - 9 * px;
-      drawDiamond(ctx, x, top, Math.min(half, 4.5 * px));
-      const age = (nowMs - mark.lastMs) / MARK_FRESH_MS;
+      drawDiamond(ctx, x, top, Math.min(half, (mark.largeMs === 0 ? 1.8 : 4.5) * px));
+      const age = (nowMs - mark.largeMs) / MARK_FRESH_MS;
       if (age < 1 && !calm.matches) drawRing(ctx, x, top, (5 + 9 * age) * px, 1 - age, px);
     }
     ctx.restore();
@@ -795,7 +883,7 @@ class Chart {
   #pointed(plot) {
     if (this.#keyed) return;
     const { idx, left } = plot.cursor;
-    this.#chosen = left >= 0 && idx != null ? this.#minutes[idx]?.[0] ?? null : null;
+    this.#chosen = left >= 0 && idx != null ? (this.#minutes[idx]?.[0] ?? null) : null;
     this.#readOut();
   }
 
@@ -969,43 +1057,54 @@ const page = {
     const start = end - 60 * MINUTE_MS;
     const sum = sumOf(minutes, start, end);
     const oldest = Math.min(...minutes.keys());
-    const before = oldest <= start - 60 * MINUTE_MS ? sumOf(minutes, start - 60 * MINUTE_MS, start) : null;
+    const before =
+      oldest <= start - 60 * MINUTE_MS ? sumOf(minutes, start - 60 * MINUTE_MS, start) : null;
     setText(byId("totals-range"), `${clock(start)} to ${clockSeconds(logTimeMs)}`);
     const invalid = (minute) => minute.invalidImpressions + minute.invalidClicks;
     for (const name of ["impressions", "clicks", "conversions"]) {
       showTotal(name, count(sum[name]), before && change(sum[name], before[name]));
     }
     showTotal("invalid", count(invalid(sum)), before && change(invalid(sum), invalid(before)));
-    showTotal("spend", money(sum.spendMicros), before && change(sum.spendMicros, before.spendMicros));
+    showTotal(
+      "spend",
+      money(sum.spendMicros),
+      before && change(sum.spendMicros, before.spendMicros),
+    );
     const ctr = ratio(sum.clicks, sum.impressions);
     showTotal("ctr", percent(ctr), before && points(ctr, ratio(before.clicks, before.impressions)));
   },
 
   renderChart() {
     const wanted = Number(document.querySelector("input[name=span]:checked").value);
-    this.chart.show(minutesOf(this.shown, wanted));
+    this.chart.show(fromBeginning(minutesOf(this.shown, wanted)));
   },
 
   renderMinutes() {
     const wanted = Number(document.querySelector("input[name=span]:checked").value);
-    const rows = minutesOf(this.shown, wanted).reverse().map(([start, minute]) => {
-      const row = made("tr");
-      const head = made("th", clock(start));
-      head.scope = "row";
-      const cells = [
-        count(minute.impressions), count(minute.clicks), count(minute.conversions),
-        count(minute.invalidImpressions + minute.invalidClicks), money(minute.spendMicros),
-        minute.state || "–",
-      ].map((text) => made("td", text));
-      row.append(head, ...cells);
-      return row;
-    });
+    const rows = minutesOf(this.shown, wanted)
+      .reverse()
+      .map(([start, minute]) => {
+        const row = made("tr");
+        const head = made("th", clock(start));
+        head.scope = "row";
+        const cells = [
+          count(minute.impressions),
+          count(minute.clicks),
+          count(minute.conversions),
+          count(minute.invalidImpressions + minute.invalidClicks),
+          money(minute.spendMicros),
+          minute.state || "–",
+        ].map((text) => made("td", text));
+        row.append(head, ...cells);
+        return row;
+      });
     byId("minutes-rows").replaceChildren(...rows);
   },
 
   renderCorrections() {
     const list = byId("corrections");
-    const { list: newest, total, sinceMs } = corrections;
+    const { recent, large, total, sinceMs } = corrections;
+    const newest = byId("small").checked ? recent : large;
     setText(byId("corrections-count"), `${count(total)} since ${clockSeconds(sinceMs)}`);
     byId("corrections-empty").hidden = newest.length > 0;
     const alive = new Set(newest);
@@ -1043,7 +1142,8 @@ const page = {
     this.chart.animate(nowMs);
     this.announce(nowMs);
     for (const panel of [counts, top]) panel.age(nowMs);
-    if (this.dirty && !this.paused && nowMs - this.renderedMs >= RENDER_EVERY_MS) this.render(nowMs);
+    if (this.dirty && !this.paused && nowMs - this.renderedMs >= RENDER_EVERY_MS)
+      this.render(nowMs);
   },
 
   renderLine(nowMs) {
@@ -1078,8 +1178,9 @@ const page = {
     setText(byId("freshness-note"), this.paused ? `paused; ${until}` : why + p99);
     setText(byId("epoch-note"), `log time ${new Date(logTimeMs).toISOString().slice(11, 23)}`);
     const aheadMs = serverClock.aheadMs;
-    const other = `This device’s clock is ${span(Math.abs(aheadMs))} ${aheadMs < 0 ? "ahead of" : "behind"} the server’s; ages are corrected for it.`;
-    setText(byId("clock-note"), aheadMs === 0 ? "" : other);
+    const side = aheadMs < 0 ? "ahead of" : "behind";
+    const other = `This device’s clock is ${span(Math.abs(aheadMs))} ${side} the server’s; `;
+    setText(byId("clock-note"), aheadMs === 0 ? "" : `${other}ages are corrected for it.`);
   },
 };
 
@@ -1091,6 +1192,7 @@ function showTotal(name, text, trend) {
 /** The change to the hour before. */
 function change(now, before) {
   if (before === 0n) return now === 0n ? "as in the hour before" : "none in the hour before";
+  if (now > before * 10n) return "little in the hour before";
   const r = (Number(now - before) / Number(before)) * 100;
   return `${signed(r.toFixed(1).replace("-", MINUS))} % on the hour before`;
 }
@@ -1104,14 +1206,23 @@ function correctionNode() {
   const node = made("li");
   const glyph = made("span", "", "glyph");
   glyph.setAttribute("aria-hidden", "true");
-  node.append(glyph, made("span", "", "bucket"), made("span", "", "kind"), made("time", "", "note"),
-    made("span", "", "deltas"), made("span", "", "was"));
+  node.append(
+    glyph,
+    made("span", "", "bucket"),
+    made("span", "", "kind"),
+    made("time", "", "note"),
+    made("span", "", "deltas"),
+    made("span", "", "was"),
+  );
   return node;
 }
 
 const DELTAS = [
-  ["clicks", "click"], ["impressions", "impression"], ["conversions", "conversion"],
-  ["invalidClicks", "invalid click"], ["invalidImpressions", "invalid impression"],
+  ["clicks", "click"],
+  ["impressions", "impression"],
+  ["conversions", "conversion"],
+  ["invalidClicks", "invalid click"],
+  ["invalidImpressions", "invalid impression"],
 ];
 
 function showCorrection(node, { start, before, after, firstMs, lastMs }) {
@@ -1125,10 +1236,18 @@ function showCorrection(node, { start, before, after, firstMs, lastMs }) {
   const spend = after.spendMicros - before.spendMicros;
   if (spend !== 0n) deltas.push(`${signed(moneyExact(spend))} spend`);
   const was = [];
-  if (after.clicks !== before.clicks) was.push(`clicks ${count(before.clicks)} → ${count(after.clicks)}`);
-  if (spend !== 0n) was.push(`spend ${moneyExact(before.spendMicros)} → ${moneyExact(after.spendMicros)}`);
-  const texts = [GLYPHS[kind], clock(start), WORDS[kind], clockSeconds(firstMs),
-    deltas.join(" · ") || "changed and changed back", was.join(" · ")];
+  if (after.clicks !== before.clicks)
+    was.push(`clicks ${count(before.clicks)} → ${count(after.clicks)}`);
+  if (spend !== 0n)
+    was.push(`spend ${moneyExact(before.spendMicros)} → ${moneyExact(after.spendMicros)}`);
+  const texts = [
+    GLYPHS[kind],
+    clock(start),
+    WORDS[kind],
+    clockSeconds(firstMs),
+    deltas.join(" · ") || "changed and changed back",
+    was.join(" · "),
+  ];
   texts.forEach((text, i) => setText(node.children[i], text));
 }
 
@@ -1211,9 +1330,12 @@ class Counts extends Panel {
     const lost = [of.received - of.accepted - of.rejected, of.accepted - ends];
     const balanced = lost.every((n) => n === 0n);
     setLevel(byId("counts-balance"), balanced ? "good" : "bad");
-    setText(byId("counts-balance"), balanced
-      ? "Adds up: every event that was received is in exactly one of these."
-      : `Does not add up: received is off by ${count(lost[0])}, accepted by ${count(lost[1])}.`);
+    setText(
+      byId("counts-balance"),
+      balanced
+        ? "Adds up: every event that was received is in exactly one of these."
+        : `Does not add up: received is off by ${count(lost[0])}, accepted by ${count(lost[1])}.`,
+    );
   }
 
   /** How far the slowest partition is behind the clock, and the views behind it. */
@@ -1243,7 +1365,8 @@ class Top extends Panel {
     const bar = made("span", undefined, "bar");
     bar.style.width = `${first > 0 ? ((Number(clicks) / first) * 100).toFixed(1) : 0}%`;
     share.append(bar);
-    const spend = row.spendMicros === undefined ? "–" : money(whole(row.spendMicros, "spendMicros"));
+    const spend =
+      row.spendMicros === undefined ? "–" : money(whole(row.spendMicros, "spendMicros"));
     const ctr = percent(typeof row.ctr === "number" ? row.ctr : null);
     const line = made("tr");
     line.append(head, made("td", count(clicks)), share, made("td", spend), made("td", ctr));
@@ -1278,6 +1401,7 @@ function listen() {
   for (const radio of document.querySelectorAll("input[name=span]")) {
     radio.addEventListener("change", () => page.shown && page.renderSpan());
   }
+  byId("small").addEventListener("change", () => page.shown && page.renderCorrections());
   byId("minutes").addEventListener("toggle", () => page.shown && page.renderMinutes());
   document.addEventListener("visibilitychange", () => !document.hidden && wakeAll());
 }
