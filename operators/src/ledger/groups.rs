@@ -1,5 +1,5 @@
 //! Which events belong to an impression, so that a verdict on it finds them. Kept beside the rows
-//! and only for events that have a group: 16 bytes a member and 7 for each group's place in an
+//! and only for events that have a group: 16 bytes a member and 8 for each group's place in an
 //! index.
 //!
 //! A worker's members are divided into 256 shards by the group's hash. In a shard they form one

@@ -9,14 +9,14 @@
 //! Any number of buckets is possible, because a hash finds its home by multiplication and not by a
 //! mask. That is what staggering needs: each of the 256 indexes of a worker starts at a different
 //! size between 8 and 16 and doubles from there, so at any time a few are about to grow and never
-//! all in one epoch. An index grows at 12 entries a bucket of 15, to 6; it holds 8.6 on average,
-//! 7.4 bytes an entry.
+//! all in one epoch. An index grows at 11 entries a bucket of 15 and then has 5.5; over time that
+//! is 8.1 bytes an entry.
 
 use super::lanes::{Bucket, SLOTS};
 
-/// Entries a bucket at which the index grows. At 12 of 15 one probe in twelve goes on to a second
-/// line, which is its neighbour.
-const FILL_MAX: usize = 12;
+/// Entries a bucket at which the index grows. Just before, one probe in nine goes on to a second
+/// line, which is its neighbour; at 12 it would be one in five, at 13 two in five.
+const FILL_MAX: usize = 11;
 /// Entries a bucket below which the index shrinks when it is rebuilt anyway or has been swept.
 const FILL_MIN: usize = 2;
 /// The fewest buckets of an index that holds anything, before staggering.

@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! Ledger ── 256 × Vnode ── Ring of 32-byte rows, oldest first      32 bytes an event
-//!    │                └─── Index: hash → number of the row        7.4 bytes an event on average
+//!    │                └─── Index: hash → number of the row        8.1 bytes an event on average
 //!    ├───── Groups: impression → rows of it and of its clicks     for events that have one
 //!    └───── Memory of verdicts: 256 × by event, 1 × by impression
 //! ```

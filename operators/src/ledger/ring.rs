@@ -10,7 +10,7 @@ use super::lanes::prefetch_to_write;
 use std::collections::VecDeque;
 
 /// Entries in a chunk: 8 KiB of rows. Larger chunks waste half of themselves in each of 256
-/// vnodes, smaller ones are allocated more often; 256 and 1,024 measure the same.
+/// vnodes, smaller ones are allocated more often.
 pub(super) const CHUNK: usize = 256;
 
 /// How many free chunks a pool keeps (32 MiB of rows); more go back to the allocator.
