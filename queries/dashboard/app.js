@@ -305,21 +305,31 @@ function kindOf(before, after) {
   return "mixed";
 }
 
-/** What a change is measured by: the figure of an average minute that it would be a part of. */
-const MEASURES = [
-  [["clicks", "invalidClicks"], "clicks"],
-  [["impressions", "invalidImpressions"], "impressions"],
-  [["spendMicros"], "spendMicros"],
-];
+/** What a change of a figure is measured by. */
+const MEASURES = {
+  clicks: "clicks",
+  invalidClicks: "clicks",
+  impressions: "impressions",
+  invalidImpressions: "impressions",
+  spendMicros: "spendMicros",
+};
 
-/** Whether a change is at least 0.5 % of an average minute of the hour that `sum` adds up. */
-function isLarge(before, after, sum) {
-  return MEASURES.some(([changed, whole]) =>
-    changed.some((name) => {
-      const by = after[name] - before[name];
-      return by !== 0n && (by < 0n ? -by : by) * 60n * 200n >= sum[whole];
-    }),
-  );
+/** Whether a change is at least 0.5 % of the busiest minute. */
+function isLarge(before, after, busiest) {
+  return Object.entries(MEASURES).some(([name, measure]) => {
+    const by = after[name] - before[name];
+    return by !== 0n && (by < 0n ? -by : by) * 200n >= busiest[measure];
+  });
+}
+
+/** The greatest of each figure in `[from, to)`. */
+function busiestOf(minutes, from, to) {
+  const most = emptyMinute();
+  for (const [start, minute] of minutes) {
+    if (start < from || start >= to) continue;
+    for (const name of FIGURES) if (minute[name] > most[name]) most[name] = minute[name];
+  }
+  return most;
 }
 
 /** The newest corrections, and for each minute what it was when it ended.
@@ -344,8 +354,7 @@ class Corrections {
     this.sinceMs = Date.now();
   }
 
-  /** `hour`: the sums of the hour before, to tell large from small. */
-  add({ start, before, after }, hour, nowMs) {
+  add({ start, before, after }, busiest, nowMs) {
     this.total += 1;
     let entry = this.recent.find((c) => c.start === start && nowMs - c.firstMs < COALESCE_MS);
     if (entry) {
@@ -354,7 +363,7 @@ class Corrections {
       entry = { start, before, after, isLarge: false, firstMs: nowMs, lastMs: nowMs };
       keepNewest(this.recent, entry);
     }
-    if (!entry.isLarge && isLarge(entry.before, entry.after, hour)) {
+    if (!entry.isLarge && isLarge(entry.before, entry.after, busiest)) {
       entry.isLarge = true;
       keepNewest(this.large, entry);
     }
@@ -561,8 +570,8 @@ function takeProgress({ epoch, logTime }, session) {
   const corrected = book.commit(epochOf(epoch), timeMs(logTime));
   if (anew) corrections.clear();
   const { minutes, logTimeMs } = book.shown;
-  const hour = corrected.length > 0 ? sumOf(minutes, logTimeMs - 60 * MINUTE_MS, logTimeMs) : null;
-  for (const correction of corrected) corrections.add(correction, hour, Date.now());
+  const busiest = busiestOf(minutes, logTimeMs - 60 * MINUTE_MS, logTimeMs);
+  for (const correction of corrected) corrections.add(correction, busiest, Date.now());
   corrections.forgetBefore(logTimeMs - LIMITS.minutesKept * MINUTE_MS);
   session.inSnapshot = false;
   session.failures = 0;

@@ -41,6 +41,14 @@ pub(crate) fn of_read(error: ReadError) -> Problem {
             detail,
             format!("ask for epoch {visible} or earlier, or begin anew"),
         ),
+        ReadError::Overtaken { .. } => Problem::new(
+            503,
+            "overtaken",
+            "the views change faster than the answer is read",
+            detail,
+            "try again, ask for a shorter range, or raise the history's bytes",
+        )
+        .retry_after(1),
         ReadError::TooManyRows { .. } => wrong(
             "too_many_rows",
             detail,

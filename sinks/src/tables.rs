@@ -40,6 +40,12 @@ pub enum ReadError {
         /// The newest epoch that can be read.
         visible: Epoch,
     },
+    /// The read named no epoch, and each that it chose went out of the history before it was done.
+    #[error("the views moved on {tries} times before the answer was complete")]
+    Overtaken {
+        /// How often it began.
+        tries: u32,
+    },
     /// The answer has more rows than allowed.
     #[error("the answer has more than {rows_max} rows")]
     TooManyRows {

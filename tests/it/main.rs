@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`replay`] | 1, 2 and 4 workers publish the same in every epoch, and what `verify` finds |
 //! | [`first_curl`] | the README's first minutes, every figure written out |
+//! | [`demo`] | what is run first: shows something, and ends when its time is over |
 //! | [`chaos`] | killed with -9 under contradictory traffic: nothing lost, nothing twice |
 //! | [`finality`] | provisional, settling, final, and where what comes at each stage ends |
 //! | [`subscribe`] | cut off, slow or stalled, a subscriber's sum is the view |
@@ -22,6 +23,7 @@
 mod bad_input;
 mod chaos;
 mod client;
+mod demo;
 mod faults;
 mod finality;
 mod first_curl;

@@ -205,7 +205,7 @@ fn forget_environment(command: &mut Command) {
 }
 
 /// A port of this machine that nothing listens on and that no outgoing connection gets.
-fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 20_000;
     const PORTS: u16 = 12_000;

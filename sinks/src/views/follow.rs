@@ -21,8 +21,9 @@ use crate::{
     incidents,
     tables::{Filter, Follow, IncidentKey, ReadError, Start, Step},
 };
+use hashbrown::HashMap;
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     ops::Range,
     sync::Arc,
 };
@@ -147,7 +148,7 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
         }
         let mut goes_on = false;
         let mut pairs: HashMap<u32, Pair<N, M>> = HashMap::new();
-        for change in changes.filter(|c| reaches(reach, c)) {
+        for change in changes.filter(|c| reach.takes(c)) {
             goes_on |= change.row >= window.end;
             if window.contains(&change.row) {
                 pairs
@@ -168,7 +169,7 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
         reach: Reach,
     ) -> Option<u32> {
         let mut goes_on = false;
-        for change in changes.filter(|c| reaches(reach, c)) {
+        for change in changes.filter(|c| reach.takes(c)) {
             goes_on |= change.row >= window.end;
             if window.contains(&change.row) {
                 self.gathered.push_back((Row::before(change), Row::after(change)));
@@ -205,15 +206,6 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
             }
         }
         Ok(())
-    }
-}
-
-/// Whether a change can concern a reader. A row number that was given to another key stands in the
-/// history under both keys, so who follows one of them must look at every key.
-fn reaches<const N: usize, M>(reach: Reach, change: &Change<N, M>) -> bool {
-    match reach {
-        Reach::All => true,
-        Reach::First(symbol) => change.key[0] == symbol,
     }
 }
 

@@ -23,7 +23,7 @@
 //!
 //! Rows are bounded by each rollup's `rows_max` and the retention; the history by bytes and age;
 //! the lists of events by `incidents_max` each. A reader that is slower than the history gets
-//! [`ReadError::Gone`]; it never stops a worker for longer than it takes to copy 4,096 rows.
+//! [`ReadError::Gone`]; it never stops a worker for longer than it takes to copy 1,024 rows.
 
 mod digest;
 mod epochs;
@@ -60,6 +60,9 @@ use trueup_operators::{
     symbols::Symbols,
     time::{Bucket, BucketState, DAY_US, Epoch, Granularity, Lateness, MINUTE_US},
 };
+
+/// How often a sum begins anew when the history went past its epoch.
+const TRIES_MAX: u32 = 3;
 
 /// How much the views keep.
 #[derive(Clone, Debug)]
@@ -267,7 +270,14 @@ impl<const N: usize, M: Group> Tables for Views<N, M> {
     }
 
     fn sum(&self, query: &SumQuery) -> Result<Summed, ReadError> {
-        read::sum(self, query)
+        for _ in 0..TRIES_MAX {
+            match read::sum(self, query) {
+                // It began at an epoch of its own choice, so it may choose a newer one.
+                Err(ReadError::Gone { .. }) if query.epoch.is_none() => {}
+                result => return result,
+            }
+        }
+        Err(ReadError::Overtaken { tries: TRIES_MAX })
     }
 
     fn page(

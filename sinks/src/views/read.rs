@@ -72,6 +72,8 @@ impl Compiled {
 struct Sums<const N: usize, M> {
     rows: Vec<Sum<N, M>>,
     index: HashTable<u32>,
+    /// The row that was added to last: rows of one key often come one after another.
+    last: usize,
     /// By row: figures that left the range of the group's counters, as integers.
     spilled: HashMap<u32, Vec<i64>>,
 }
@@ -96,24 +98,28 @@ impl<const N: usize, M: Group> Sums<N, M> {
     }
 
     fn add(&mut self, slot: u32, key: [Symbol; N], row: &Row<N, M>, state: BucketState) {
-        let Sums { rows, index, spilled } = self;
-        let is_it = |&i: &u32| rows[i as usize].slot == slot && rows[i as usize].key == key;
-        if let Some(&found) = index.find(hash_of(slot, &key), is_it) {
-            let sum = &mut rows[found as usize];
-            sum.version += u64::from(row.version);
-            sum.state = least_final(sum.state, state);
-            let before = sum.metrics;
-            if !sum.metrics.add(&row.metrics) {
-                spill(spilled.entry(found).or_default(), &before);
-                sum.metrics = row.metrics;
-            }
-            return;
+        let is_it = |sum: &Sum<N, M>| sum.slot == slot && sum.key == key;
+        if !self.rows.get(self.last).is_some_and(is_it) {
+            let rows = &self.rows;
+            let hash = hash_of(slot, &key);
+            let Some(&found) = self.index.find(hash, |&i| is_it(&rows[i as usize])) else {
+                self.last = rows.len();
+                self.index.insert_unique(hash, rows.len() as u32, |&i| {
+                    hash_of(rows[i as usize].slot, &rows[i as usize].key)
+                });
+                self.push(slot, key, row, state);
+                return;
+            };
+            self.last = found as usize;
         }
-        let at = rows.len() as u32;
-        index.insert_unique(hash_of(slot, &key), at, |&i| {
-            hash_of(rows[i as usize].slot, &rows[i as usize].key)
-        });
-        self.push(slot, key, row, state);
+        let sum = &mut self.rows[self.last];
+        sum.version += u64::from(row.version);
+        sum.state = least_final(sum.state, state);
+        let before = sum.metrics;
+        if !sum.metrics.add(&row.metrics) {
+            spill(self.spilled.entry(self.last as u32).or_default(), &before);
+            sum.metrics = row.metrics;
+        }
     }
 }
 
@@ -139,7 +145,8 @@ pub(crate) fn sum<const N: usize, M: Group>(
     let at = views.epochs.at(query.epoch)?;
     let table = TableId { rollup: query.rollup, granularity: query.granularity };
     let filter = Compiled::new(&query.filter, &views.symbols);
-    let mut sums = Sums { rows: Vec::new(), index: HashTable::new(), spilled: HashMap::new() };
+    let mut sums =
+        Sums { rows: Vec::new(), index: HashTable::new(), last: 0, spilled: HashMap::new() };
     if !filter.is_empty() {
         collect(views, table, query, &filter, at, &mut sums)?;
     }
@@ -231,18 +238,8 @@ fn sorted<const N: usize, M: Group>(
     sums: &Sums<N, M>,
 ) -> RowBlock {
     let width = query.by.len();
-    let ranks = ranks(&views.symbols, sums.rows.iter().flat_map(|r| &r.key[..width]));
-    let mut order: Vec<(u32, [u32; N], u32)> = Vec::with_capacity(sums.rows.len());
-    for (i, row) in sums.rows.iter().enumerate() {
-        let mut key = [0; N];
-        for (to, from) in key.iter_mut().zip(&row.key[..width]) {
-            *to = ranks[from];
-        }
-        order.push((row.slot, key, i as u32));
-    }
-    order.sort_unstable();
     let mut block = RowBlock::new(width, M::COLUMNS.len());
-    for (_, _, i) in order {
+    for i in order(&views.symbols, width, &sums.rows) {
         let row = &sums.rows[i as usize];
         let figures = |out: &mut Vec<i64>| {
             let begin = out.len();
@@ -257,19 +254,43 @@ fn sorted<const N: usize, M: Group>(
     block
 }
 
-/// Where each symbol stands among all of them by its text.
-fn ranks<'a>(symbols: &Symbols, of: impl Iterator<Item = &'a Symbol>) -> HashMap<Symbol, u32> {
-    let mut ranks: HashMap<Symbol, u32> = HashMap::new();
+/// The places of rows in the order of the answer: by slot, then by the texts of the dimensions.
+fn order<const N: usize, M>(symbols: &Symbols, width: usize, rows: &[Sum<N, M>]) -> Vec<u32> {
+    let (ranks, distinct) = ranks(symbols, rows.iter().flat_map(|r| &r.key[..width]));
+    let rank = |symbol: &Symbol| ranks[*symbol as usize];
+    let bits = u32::BITS - distinct.leading_zeros();
+    if width as u32 * bits <= 64 {
+        // Everything that is compared fits into one number.
+        let packed = |(i, row): (usize, &Sum<N, M>)| {
+            let key = row.key[..width].iter().fold(0, |k, s| k << bits | u128::from(rank(s)));
+            u128::from(row.slot) << 96 | key << 32 | i as u128
+        };
+        let mut order: Vec<u128> = rows.iter().enumerate().map(packed).collect();
+        order.sort_unstable();
+        return order.into_iter().map(|packed| packed as u32).collect();
+    }
+    let key = |row: &Sum<N, M>| (row.slot, row.key.map(|s| ranks.get(s as usize).copied()));
+    let mut order: Vec<u32> = (0..rows.len() as u32).collect();
+    order.sort_by_cached_key(|&i| key(&rows[i as usize]));
+    order
+}
+
+/// By symbol, where it stands among all of these by its text; and how many there are.
+fn ranks<'a>(symbols: &Symbols, of: impl Iterator<Item = &'a Symbol>) -> (Vec<u32>, u32) {
+    let mut ranks: Vec<u32> = vec![0; symbols.len()];
+    let mut distinct = Vec::new();
     for &symbol in of {
-        ranks.insert(symbol, 0);
+        if std::mem::replace(&mut ranks[symbol as usize], 1) == 0 {
+            distinct.push(symbol);
+        }
     }
     let mut texts: Vec<_> =
-        symbols.with_texts(|text| ranks.keys().map(|&s| (text(s), s)).collect());
+        symbols.with_texts(|text| distinct.iter().map(|&s| (text(s), s)).collect());
     texts.sort_unstable();
-    for (rank, (_, symbol)) in texts.into_iter().enumerate() {
-        ranks.insert(symbol, rank as u32);
+    for (rank, (_, symbol)) in (0..).zip(&texts) {
+        ranks[*symbol as usize] = rank;
     }
-    ranks
+    (ranks, texts.len() as u32)
 }
 
 /// Appends a row of a table to a block.

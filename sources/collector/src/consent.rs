@@ -173,7 +173,7 @@ mod tests {
 
     /// A TC string with these purposes: version 2, and zeros elsewhere.
     fn tc(purposes: u32) -> String {
-        let mut bits = vec![0u8; 30 * 6];
+        let mut bits = [0u8; 30 * 6];
         bits[4] = 1;
         for p in 0..24 {
             bits[152 + p] = (purposes >> p & 1) as u8;

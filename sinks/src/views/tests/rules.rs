@@ -285,6 +285,7 @@ fn readers_see_one_epoch_while_workers_go_on() {
                     reads += 1;
                     let found = summed.rows.row(0).values[0];
                     if found != i64::from(rows) * 30 {
+                        // Or else the workers would never let the failure out.
                         stop.store(true, std::sync::atomic::Ordering::Release);
                     }
                     assert_eq!(found, i64::from(rows) * 30);
@@ -297,5 +298,87 @@ fn readers_see_one_epoch_while_workers_go_on() {
         }
         stop.store(true, std::sync::atomic::Ordering::Release);
         assert_eq!(reads, 50);
+    });
+}
+
+#[test]
+fn rows_of_more_texts_than_can_be_packed_are_sorted_too() {
+    let dimensions = ["campaignId", "publisherId", "country", "deviceType"];
+    let rollups = vec![RollupSpec::new("wide", &dimensions)];
+    let symbols = Arc::new(Symbols::default());
+    let rows = 70_000_u32;
+    let keys: Vec<[u32; 4]> = (0..rows)
+        .map(|i| {
+            let mixed = i.wrapping_mul(7_919) % rows;
+            let text = |what: &str, n: u32| symbols.intern(&format!("{what}{n:06}"));
+            [text("c", 1), text("p", mixed % 50), text("n", mixed), text("d", i % 2)]
+        })
+        .collect();
+    let views: Arc<Views<4, Metrics>> =
+        Views::new(ViewSettings { rollups, ..settings(1) }, Arc::clone(&symbols));
+    views.announce(times(0, 0));
+    let changes = (0..rows)
+        .map(|row| {
+            let (old, new) = (Metrics::default(), metrics(1));
+            Change { row, old_version: 0, key: keys[row as usize], old, new }
+        })
+        .collect();
+    let changes = vec![Changes { table: TABLE, bucket: Bucket(0), changes }];
+    let counts = Counts::default();
+    views.shard(0).commit(Commit { epoch: 0, changes, incidents: vec![], counts });
+    let query = SumQuery {
+        rollup: 0,
+        granularity: Granularity::Minute,
+        buckets: Bucket(0)..Bucket(1),
+        filter: Filter::default(),
+        by: vec![0, 1, 2, 3],
+        slots: Slots::Each,
+        finalized_only: false,
+        rows_max: usize::MAX,
+        scan_rows_max: u64::MAX,
+        epoch: None,
+    };
+    let summed = views.sum(&query).unwrap();
+    let found: Vec<[Arc<str>; 4]> =
+        summed.rows.rows().map(|r| [0, 1, 2, 3].map(|i| symbols.text(r.key[i]))).collect();
+    assert_eq!(found.len(), rows as usize);
+    assert!(found.is_sorted());
+}
+
+#[test]
+fn a_sum_that_is_overtaken_again_and_again_says_so() {
+    let (views, mut sinks) = views(ViewSettings { history_bytes_max: 1, ..settings(1) });
+    views.announce(times(0, 0));
+    sinks[0].commit(commit(0, (0..50_000).map(|r| change(r, [2, 4], 0, 0, 1)).collect()));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let query = SumQuery {
+        rollup: 0,
+        granularity: Granularity::Minute,
+        buckets: Bucket(0)..Bucket(1),
+        filter: Filter::default(),
+        by: vec![],
+        slots: Slots::One,
+        finalized_only: false,
+        rows_max: 1,
+        scan_rows_max: u64::MAX,
+        epoch: None,
+    };
+    std::thread::scope(|scope| {
+        let (announced, stop) = (&views, &stop);
+        let mut sink = sinks.remove(0);
+        scope.spawn(move || {
+            for epoch in 1.. {
+                if stop.load(std::sync::atomic::Ordering::Acquire) {
+                    return;
+                }
+                announced.announce(times(epoch, 0));
+                sink.commit(commit(epoch, vec![change(0, [2, 4], epoch as u32, 1, 1)]));
+            }
+        });
+        // Four epochs are always kept; sooner or later a sum of fifty reads does not fit into them.
+        let overtaken = (0..2_000).map(|_| views.sum(&query).map(|s| s.rows.row(0).values[0]));
+        let first = overtaken.into_iter().find(|sum| *sum != Ok(50_000));
+        stop.store(true, std::sync::atomic::Ordering::Release);
+        assert_eq!(first, Some(Err(ReadError::Overtaken { tries: 3 })));
     });
 }

@@ -78,8 +78,12 @@ fn damaged_json_is_judged_as_serde_json_judges_it() {
             let text = String::from_utf8_lossy(&body).into_owned();
             match decode(&mut decoder, &body, Format::Json) {
                 Ok((accepted, rejected)) => {
-                    let json: Value = serde_json::from_slice(&body)
-                        .unwrap_or_else(|error| panic!("taken, but {error}: {text}"));
+                    let json: Value = match serde_json::from_slice(&body) {
+                        Ok(json) => json,
+                        // 1e80000 is JSON, but no number of a machine: an error of its event.
+                        Err(error) if error.to_string().contains("number out of range") => continue,
+                        Err(error) => panic!("taken, but {error}: {text}"),
+                    };
                     let events = json["events"].as_array().unwrap().len();
                     assert_eq!(accepted + rejected, events, "{text}");
                 }

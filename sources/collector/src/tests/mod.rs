@@ -4,6 +4,7 @@
 
 mod arrow;
 mod bounds;
+mod breakdown;
 mod collect;
 mod fuzz;
 mod http;

@@ -81,7 +81,7 @@ const OTHERS: [&str; 8] = [
 
 type Verdict = Result<(Row, BTreeMap<String, Value>), &'static str>;
 
-fn text<'v>(value: &'v Value, bytes_max: usize) -> Result<&'v str, &'static str> {
+fn text(value: &Value, bytes_max: usize) -> Result<&str, &'static str> {
     match value {
         Value::String(text) if text.is_empty() => Err("empty_field"),
         Value::String(text) if text.len() > bytes_max => Err("field_too_long"),
