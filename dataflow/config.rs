@@ -370,7 +370,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let us = self.0.as_micros() as u64;
         let (name, unit) =
-            SPANS.iter().find(|(_, unit)| us > 0 && us % unit == 0).unwrap_or(&SPANS[3]);
+            SPANS.iter().find(|(_, unit)| us > 0 && us.is_multiple_of(*unit)).unwrap_or(&SPANS[3]);
         write!(f, "{}{name}", us / unit)
     }
 }
@@ -398,7 +398,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match SIZES.iter().find(|(_, unit)| self.0 > 0 && self.0 % unit == 0) {
+        match SIZES.iter().find(|(_, unit)| self.0 > 0 && self.0.is_multiple_of(*unit)) {
             Some((name, unit)) => write!(f, "{}{name}", self.0 / unit),
             None => write!(f, "{}", self.0),
         }

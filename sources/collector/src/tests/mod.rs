@@ -4,7 +4,6 @@
 
 mod arrow;
 mod bounds;
-mod breakdown;
 mod collect;
 mod fuzz;
 mod http;
