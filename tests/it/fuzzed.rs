@@ -2,6 +2,7 @@
 //! changes to it, so that every run of the tests looks for what a long run of the fuzzer would.
 
 #[path = "../fuzz/entries.rs"]
+#[allow(unreachable_pub)] // the fuzz targets use it as a crate of its own
 mod entries;
 
 use crate::{

@@ -19,6 +19,8 @@
 //! `TRUEUP_IT_KILLS` and `TRUEUP_IT_CUTS` make the runs larger than everyday use has time for, as
 //! `.ci/run` does.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+// One event as a slice of one reads better as `&[event.clone()]` in a test.
+#![allow(clippy::cloned_ref_to_slice_refs)]
 
 mod bad_input;
 mod chaos;
