@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::{Retention, system_clock};
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use trueup_operators::log::{End, append_and_wait};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, AtomicU64},
+};
+use trueup_operators::log::append_and_wait;
 
 const APPENDERS: u64 = 4;
 const APPENDS: u64 = 100;
@@ -24,23 +27,27 @@ fn jumping_clock(seed: u64) -> Clock {
     })
 }
 
-/// What each question for the ends was answered, in order.
-fn watch(journal: &Journal, done: &AtomicBool) -> Vec<Vec<End>> {
-    let mut told: Vec<Vec<End>> = Vec::new();
+/// The latest promise that was given for each partition and end.
+type Promises = BTreeMap<(usize, u64), LogTime>;
+
+/// Asks for the ends all the time. They never go back, and what they tell can be read at once.
+fn watch(journal: &Journal, done: &AtomicBool) -> Promises {
+    let mut promises = Promises::new();
+    let mut before = journal.ends(Topic::Events);
     while !done.load(SeqCst) {
         let ends = journal.ends(Topic::Events);
-        for (partition, end) in ends.iter().enumerate() {
-            // What is told can be read at once.
+        for (partition, (end, before)) in ends.iter().zip(&before).enumerate() {
+            assert!(end.offset >= before.offset && end.complete_to >= before.complete_to);
+            promises.insert((partition, end.offset), end.complete_to);
             if end.offset > 0 {
                 let last = end.offset - 1;
-                let partition = partition as u16;
-                let read = journal.read(Topic::Events, partition, last, end.offset, 1);
+                let read = journal.read(Topic::Events, partition as u16, last, end.offset, 1);
                 assert_eq!(read.unwrap()[0].offset, last);
             }
         }
-        told.push(ends);
+        before = ends;
     }
-    told
+    promises
 }
 
 #[test]
@@ -62,27 +69,22 @@ fn no_frame_is_earlier_than_what_was_promised_before_it() {
             done.store(true, SeqCst);
             watchers.into_iter().map(|watcher| watcher.join().unwrap()).collect::<Vec<_>>()
         });
-        for partition in 0..3 {
-            let times: Vec<LogTime> = all(&journal, Topic::Events, partition)
-                .iter()
-                .map(|frame| frame.log_time)
-                .collect();
-            assert!(times.is_sorted());
-            let distinct = times.chunk_by(|a, b| a == b).count();
-            assert!(distinct > times.len() / 10, "the clock stood still: {distinct} log times");
-            for told in &told {
-                let ends = told.iter().map(|ends| ends[usize::from(partition)]);
-                let ends: Vec<End> = ends.collect();
-                assert!(ends.is_sorted_by_key(|end| end.offset));
-                assert!(ends.is_sorted_by_key(|end| end.complete_to));
-                for end in ends {
-                    // Log times are sorted, so the first frame behind the end decides.
-                    let first = times.get(end.offset as usize);
-                    assert!(first.is_none_or(|&time| time >= end.complete_to), "{end:?} {first:?}");
-                    let last = end.offset.checked_sub(1).map(|last| times[last as usize]);
-                    assert!(last.is_none_or(|time| time <= end.complete_to));
-                }
-            }
+        let mut distinct = 0;
+        let times: Vec<Vec<LogTime>> = (0..3)
+            .map(|partition| {
+                let frames = all(&journal, Topic::Events, partition);
+                let times: Vec<LogTime> = frames.iter().map(|frame| frame.log_time).collect();
+                assert!(times.is_sorted());
+                distinct += times.chunk_by(|a, b| a == b).count();
+                times
+            })
+            .collect();
+        assert!(distinct > 30, "the clock stood still: {distinct} log times");
+        for (&(partition, end), &complete_to) in told.iter().flatten() {
+            // Log times are sorted, so the first frame behind the end decides.
+            let (before, behind) = times[partition].split_at(end as usize);
+            assert!(behind.first().is_none_or(|&time| time >= complete_to), "{partition}:{end}");
+            assert!(before.last().is_none_or(|&time| time <= complete_to), "{partition}:{end}");
         }
     });
 }
@@ -102,7 +104,7 @@ fn append_many(journal: &Journal, seed: u64) {
 fn concurrent_appenders_share_syncs_and_get_places_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = Journal::open(dir.path(), small(), system_clock()).unwrap();
-    let sent = Mutex::new(std::collections::BTreeMap::new());
+    let sent = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for thread in 0..8_u64 {
             let (journal, sent) = (&journal, &sent);
