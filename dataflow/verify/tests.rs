@@ -6,7 +6,6 @@ mod engine;
 mod memory_log;
 mod reports;
 mod rules;
-mod speed_tmp;
 
 use super::*;
 use memory_log::Made;

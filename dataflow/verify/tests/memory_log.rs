@@ -110,11 +110,6 @@ impl Made {
         self
     }
 
-    pub(super) fn append_all(&mut self, a: Vec<Append>, t: i64) {
-        for a in a {
-            self.log.push(a, t)
-        }
-    }
     /// Appends a frame of verdicts that the log takes at a time.
     pub(super) fn verdicts(&mut self, log_time: i64, verdicts: &[Verdict]) -> &mut Made {
         let append = self.layout.verdict_frame(verdicts);
