@@ -237,19 +237,20 @@ fn figures_beyond_a_rows_counters_add_up_in_a_report() {
 #[test]
 fn readers_see_one_epoch_while_workers_go_on() {
     // One worker's rows go up when the other's go down, so at each epoch the sum is the same.
-    let (views, sinks) = views(ViewSettings { history_bytes_max: 4 << 20, ..settings(2) });
+    let (views, sinks) = views(ViewSettings { history_bytes_max: 256 << 20, ..settings(2) });
     let stop = std::sync::atomic::AtomicBool::new(false);
-    let rows = 6_000_u32;
+    let rows = 3_000_u32;
     std::thread::scope(|scope| {
         for (worker, mut sink) in sinks.into_iter().enumerate() {
             let (views, stop) = (&views, &stop);
+            let is_over = || stop.load(std::sync::atomic::Ordering::Acquire);
             scope.spawn(move || {
                 for epoch in 0..Epoch::MAX {
                     // As in the dataflow, nobody is more than a few epochs ahead.
-                    while views.visible().map_or(0, |t| t.epoch) + 3 < epoch {
+                    while views.visible().map_or(0, |t| t.epoch) + 3 < epoch && !is_over() {
                         std::thread::yield_now();
                     }
-                    if stop.load(std::sync::atomic::Ordering::Acquire) {
+                    if is_over() {
                         return;
                     }
                     views.announce(times(epoch, 0));
