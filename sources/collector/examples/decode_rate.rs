@@ -1,15 +1,28 @@
-//! How fast bodies become frames: 5,000 ADS-1 events a body, plain and gzipped, on 1 and 2 threads.
+//! How fast bodies become frames: 5,000 ADS-1 events a body, on 1 and 2 threads; and how fast they
+//! go through the router (token, limits, inflating, decoding, an answer) into a log that keeps
+//! nothing, plain and gzipped.
 //! usage: cargo run --release -p trueup-collector --example decode_rate [events]
 //!
-//! Beside it stands sonic-rs reading the same bodies into borrowed structs and doing nothing with
-//! them: what parsing alone would cost with a general parser.
+//! Beside them stand sonic-rs reading the same bodies into borrowed structs and doing nothing with
+//! them (what parsing alone costs with a general parser) and inflating alone. On a machine that
+//! others use, believe the CPU seconds.
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
-use std::time::Instant;
-use trueup_collector::{Decoder, Format, Rules};
-use trueup_operators::hash::HashKey;
+use axum::{body::Body, http::Request};
+use bytes::Bytes;
+use std::{
+    io::{Read, Write},
+    sync::Arc,
+    time::Instant,
+};
+use tower_service::Service;
+use trueup_collector::{Collector, Decoder, Format, NoPressure, Rules, Settings};
+use trueup_operators::{
+    hash::HashKey,
+    log::{Append, Appended, Done, End, Frame, Log, LogError, Topic},
+    time::LogTime,
+};
 
 const BODY_EVENTS: usize = 5_000;
 const BASE_MS: i64 = 1_700_000_040_000;
@@ -44,14 +57,15 @@ fn event(i: u64, campaigns: &[u16], countries: &[u16], out: &mut Vec<u8>) {
     let campaign = u64::from(campaigns[r4 as usize & 0xffff]);
     let ad = campaign * 10 + ((((r4 >> 28) & 0xffff) * 10) >> 16);
     let kind = if click { "click" } else { "impression" };
-    write!(
-        out,
-        r#"{{"eventId":"{:016x}{:016x}","eventType":"{kind}","occurredAt":"{time:.3}","campaignId":"cmp_{campaign}","adId":"ad_{ad}","publisherId":"pub_{}","placementId":"pl_{}","country":"{}","deviceType":"{}""#,
-        o(1), o(2), ((r5 & 0xffff_ffff) * 500) >> 32, ((r5 >> 32) * 20) >> 32,
-        COUNTRIES[usize::from(countries[(r4 >> 16) as usize & 0xfff]) % 10],
-        DEVICES[(((r4 >> 44) * 5) >> 20) as usize],
-    )
-    .unwrap();
+    let country = COUNTRIES[usize::from(countries[(r4 >> 16) as usize & 0xfff]) % 10];
+    let device = DEVICES[(((r4 >> 44) * 5) >> 20) as usize];
+    let publisher = ((r5 & 0xffff_ffff) * 500) >> 32;
+    let placement = ((r5 >> 32) * 20) >> 32;
+    write!(out, r#"{{"eventId":"{:016x}{:016x}","eventType":"{kind}""#, o(1), o(2)).unwrap();
+    write!(out, r#","occurredAt":"{time:.3}","campaignId":"cmp_{campaign}""#).unwrap();
+    write!(out, r#","adId":"ad_{ad}","publisherId":"pub_{publisher}""#).unwrap();
+    write!(out, r#","placementId":"pl_{placement}","country":"{country}""#).unwrap();
+    write!(out, r#","deviceType":"{device}""#).unwrap();
     if click {
         write!(out, r#","priceMicros":{}"#, 10_000 + (((o(6) & 0xffff_ffff) * 490_001) >> 32))
             .unwrap();
@@ -166,6 +180,62 @@ fn main() {
                 flate2::read::GzDecoder::new(&body[..]).read_to_end(&mut text).unwrap();
             }
         });
+        measure("router, plain", threads, &plain, |bodies| route(bodies, None));
+        measure("router, gzipped", threads, &gzipped, |bodies| route(bodies, Some("gzip")));
+    }
+}
+
+/// Sends bodies through a router, one after the other.
+fn route(bodies: &mut dyn Iterator<Item = &Vec<u8>>, encoding: Option<&str>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let collector = Collector::new(
+        Arc::new(Nowhere),
+        HashKey([7; 16]),
+        Arc::default(),
+        Settings::default(),
+        Arc::new(NoPressure),
+        Arc::new(|| (BASE_MS + 100_000_000) * 1000),
+    );
+    let mut router = collector.unwrap().router();
+    for body in bodies {
+        let mut request = Request::post("/v1/events/collect");
+        if let Some(encoding) = encoding {
+            request = request.header("content-encoding", encoding);
+        }
+        let request = request.body(Body::from(Bytes::copy_from_slice(body))).unwrap();
+        let response = runtime.block_on(router.call(request)).unwrap();
+        assert_eq!(response.status(), 202);
+    }
+}
+
+/// A log that keeps nothing.
+struct Nowhere;
+
+impl Log for Nowhere {
+    fn partitions(&self, _: Topic) -> u16 {
+        4
+    }
+
+    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
+        let appended = Appended { offset: 0, log_time: LogTime(0) };
+        done(Ok(vec![appended; frames.len()]));
+        Ok(())
+    }
+
+    fn ends(&self, _: Topic) -> Vec<End> {
+        Vec::new()
+    }
+
+    fn first(&self, _: Topic, _: u16) -> u64 {
+        0
+    }
+
+    fn read(&self, _: Topic, _: u16, _: u64, _: u64, _: usize) -> Result<Vec<Frame>, LogError> {
+        Ok(Vec::new())
+    }
+
+    fn offset_at(&self, _: Topic, _: u16, _: LogTime) -> Result<u64, LogError> {
+        Ok(0)
     }
 }
 

@@ -32,6 +32,9 @@ use trueup_operators::{
     problem::Problem,
 };
 
+/// Decoders that had larger bodies are not kept.
+const DESK_KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// The answer to a batch of events or verdicts.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -235,8 +238,15 @@ async fn decode(
             publishers: &sender.publishers,
             advertiser_of: &|campaign| metadata.advertiser_of(campaign),
         };
-        let decoded = plain.and_then(|plain| desk.decoder.decode(plain, form.format, &rules));
-        inner.desks.give(desk);
+        let mut bytes = 0;
+        let decoded = plain.and_then(|plain| {
+            bytes = plain.len();
+            desk.decoder.decode(plain, form.format, &rules)
+        });
+        // A desk that has seen a giant has the memory of a giant.
+        if bytes <= DESK_KEPT_BYTES_MAX {
+            inner.desks.give(desk);
+        }
         Metric::DecodeSeconds.observe(start.elapsed());
         decoded
     });

@@ -7,7 +7,7 @@
 //! Reordering the table is therefore harmless, and a field that was unknown yesterday keeps its
 //! share of the payload hash when it becomes known.
 
-use trueup_operators::{event::columns, hash};
+use trueup_operators::{event::columns, hash, money::PRICE_MICROS_MAX};
 
 /// How a field is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ fields! {
     DeviceFingerprint b"deviceFingerprint" Text(LONG_ID_BYTES_MAX), Plain(5);
     UserId            b"userId"            Text(LONG_ID_BYTES_MAX), Hash(HASH_USER);
     Ip                b"ip"                Text(ID_BYTES_MAX), Hash(HASH_IP);
-    PriceMicros       b"priceMicros"       Integer(0, trueup_operators::money::PRICE_MICROS_MAX), Row;
+    PriceMicros       b"priceMicros"       Integer(0, PRICE_MICROS_MAX), Row;
     PriceBasis        b"priceBasis"        Text(16), Row;
     ValueMicros       b"valueMicros"       Integer(-VALUE_MICROS_MAX, VALUE_MICROS_MAX), Row;
     SchemaVersion     b"schemaVersion"     Integer(0, u16::MAX as i64), Row;

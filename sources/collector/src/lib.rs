@@ -1,7 +1,8 @@
 //! The collector: HTTP in, Arrow frames to the log out.
 //!
-//! This is the only part of the system that parses JSON, looks at a clock, and knows tokens of
-//! senders. What it writes is columnar, checked and stamped; nothing after it does any of that again.
+//! This is the only part of the system that parses JSON of senders, stamps events with a clock and
+//! knows who sends. What it writes is columnar, checked and stamped; nothing after it does any of
+//! that again.
 //!
 //! | module | |
 //! |---|---|

@@ -9,8 +9,9 @@
 //! is not part of the payload hash, so a retry with the same `event_id` is a duplicate. Without
 //! `event_id` every request is an event of its own.
 //!
-//! Robots and IPs above their limit get the answer that anybody gets; their events are kept with
-//! the reason why they are invalid.
+//! Robots, prefetching browsers and IPs above their limit get the answer that anybody gets; their
+//! events are kept with the reason why they are invalid. `HEAD` asks what `GET` would answer and is
+//! no event.
 
 use crate::{
     bots,
@@ -27,7 +28,7 @@ use crate::{
 use axum::{
     body::Body,
     extract::{ConnectInfo, Query, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use std::{
@@ -216,6 +217,9 @@ async fn take(
     kind: EventType,
     ad: Option<&Ad>,
 ) -> Result<(), Problem> {
+    if request.method == Method::HEAD {
+        return Ok(());
+    }
     let now_us = inner.now_us();
     let headers = &request.headers;
     let ip = client_ip(inner, request);
@@ -225,7 +229,7 @@ async fn take(
     draft_required(inner, &mut draft, query, &mut used, kind, ad, now_us)?;
     let user_agent = header_text(headers, "user-agent").unwrap_or_default();
     stamp_sender(&mut draft, headers, user_agent, ip);
-    let invalid_reason = invalid_reason(inner, kind, user_agent, ip, now_us);
+    let invalid_reason = invalid_reason(inner, kind, headers, ip, now_us);
     finish(&mut draft, query, &used, invalid_reason);
     if let Some(reason) = invalid_reason {
         Metric::PixelsInvalid.add_by("reason", reason, 1);
@@ -403,15 +407,21 @@ fn client_ip(inner: &Inner, request: &Parts) -> Option<IpAddr> {
 fn invalid_reason(
     inner: &Inner,
     kind: EventType,
-    user_agent: &str,
+    headers: &HeaderMap,
     ip: Option<IpAddr>,
     now_us: i64,
 ) -> Option<&'static str> {
     // A robot's clicks count towards its IP's limit as well.
     let hash = ip.map(|ip| inner.key.hash(Domain::Ip, ip.to_string().as_bytes()));
     let over = kind == EventType::Click && hash.is_some_and(|ip| !inner.clicks.admit(ip, now_us));
-    if bots::is_known(user_agent) {
+    let prefetch = ["sec-purpose", "purpose", "x-moz"]
+        .into_iter()
+        .filter_map(|name| header_text(headers, name))
+        .any(|purpose| purpose.contains("prefetch") || purpose.contains("prerender"));
+    if header_text(headers, "user-agent").is_some_and(bots::is_known) {
         Some("known_bot")
+    } else if prefetch {
+        Some("prefetch")
     } else if over {
         Some("ip_click_rate")
     } else {

@@ -23,7 +23,8 @@ mod by_machine {
         unsafe {
             let quote = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'"' as i8));
             let escape = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
-            let control = _mm256_cmpeq_epi8(_mm256_min_epu8(bytes, _mm256_set1_epi8(0x1f)), bytes);
+            let low = _mm256_min_epu8(bytes, _mm256_set1_epi8(0x1f));
+            let control = _mm256_cmpeq_epi8(low, bytes);
             _mm256_movemask_epi8(_mm256_or_si256(_mm256_or_si256(quote, escape), control)) as u32
         }
     }

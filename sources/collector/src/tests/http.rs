@@ -151,7 +151,8 @@ pub(super) fn request(
 /// A good event; `more` is put behind its last field.
 pub(super) fn event(id: &str, more: &str) -> String {
     format!(
-        r#"{{"eventId":"{id}","eventType":"click","occurredAt":"2026-04-27T15:32:10Z","campaignId":"camp_4821","adId":"ad_99"{more}}}"#
+        r#"{{"eventId":"{id}","eventType":"click","occurredAt":"2026-04-27T15:32:10Z",{}{more}}}"#,
+        r#""campaignId":"camp_4821","adId":"ad_99""#
     )
 }
 

@@ -13,7 +13,8 @@ use trueup_operators::log::{Append, Log, Topic};
 #[tokio::test]
 async fn entries_have_versions_and_conditions() {
     let world = world();
-    let body = r#"{"advertiserId":"adv_1","name":"Spring","dailyBudgetMicros":5000000,"timezone":"Europe/Berlin","startAt":"2026-04-01T00:00:00Z"}"#;
+    let body = r#"{"advertiserId":"adv_1","name":"Spring","dailyBudgetMicros":5000000,
+        "timezone":"Europe/Berlin","startAt":"2026-04-01T00:00:00Z"}"#;
     let put = world.put("/v1/campaigns/camp_1", &[], body).await;
     assert_eq!(put.status, 201);
     let first = put.header("etag").unwrap().to_owned();

@@ -13,4 +13,5 @@ mod oracle;
 mod pixels;
 mod random;
 mod rows;
+mod rules;
 mod verdicts;

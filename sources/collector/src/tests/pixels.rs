@@ -18,7 +18,8 @@ const PERSON: (&str, &str) = ("user-agent", "Mozilla/5.0 (iPhone; CPU iPhone OS 
 
 async fn with_ad() -> World {
     let world = world();
-    let ad = r#"{"campaignId":"camp_1","landingUrl":"https://shop.example/shoes?a=1","creativeId":"cr_1","priceMicros":250000}"#;
+    let ad = r#"{"campaignId":"camp_1","landingUrl":"https://shop.example/shoes?a=1",
+        "creativeId":"cr_1","priceMicros":250000}"#;
     assert_eq!(world.put("/v1/ads/ad_1", &[], ad).await.status, 201);
     world
 }
@@ -144,6 +145,13 @@ async fn robots_and_floods_get_the_same_answer_and_are_marked() {
     assert_eq!(events_of(&world)[0]["invalid_reason"], "known_bot");
     let extra: Value = serde_json::from_str(&events_of(&world)[0]["extra"]).unwrap();
     assert_eq!(extra["botListVersion"], crate::bots::LIST_VERSION);
+    let prefetch = ("sec-purpose", "prefetch;prerender");
+    visit(&world, "/click?ad_id=ad_1", &[PERSON, prefetch], None).await;
+    assert_eq!(events_of(&world)[1]["invalid_reason"], "prefetch");
+    let head = request("HEAD", "/click?ad_id=ad_1", "", &[PERSON], Body::empty());
+    let head = world.send(head).await;
+    assert_eq!((head.status.as_u16(), head.header("location").is_some()), (302, true));
+    assert_eq!(events_of(&world).len(), 2, "asking is no click");
     let visits =
         (0..150).map(|_| visit(&world, "/click?ad_id=ad_1", &[PERSON], Some("[2001:db8::1]:9")));
     let answers = futures_util::future::join_all(visits).await;
@@ -154,12 +162,12 @@ async fn robots_and_floods_get_the_same_answer_and_are_marked() {
             .filter(|row| row.get("invalid_reason").is_some_and(|r| r == "ip_click_rate"))
             .count()
     };
-    assert_eq!((events_of(&world).len(), marked(&world)), (151, 50));
+    assert_eq!((events_of(&world).len(), marked(&world)), (152, 50));
     // Impressions are not limited, and a minute and a half later the IP is not either.
     visit(&world, "/i?ad_id=ad_1", &[PERSON], Some("[2001:db8::1]:9")).await;
     world.clock.fetch_add(120_000_000, Ordering::Relaxed);
     visit(&world, "/click?ad_id=ad_1", &[PERSON], Some("[2001:db8::1]:9")).await;
-    assert_eq!((events_of(&world).len(), marked(&world)), (153, 50));
+    assert_eq!((events_of(&world).len(), marked(&world)), (154, 50));
 }
 
 #[tokio::test]

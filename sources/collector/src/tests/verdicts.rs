@@ -8,6 +8,8 @@ use trueup_operators::{
     log::Topic,
 };
 
+const DECIDED: &str = "2026-04-27T15:00:00Z";
+
 async fn judge(world: &World, body: impl Into<axum::body::Body>) -> Answer {
     world.send(request("POST", "/v1/verdicts", "judges", &[], body)).await
 }
@@ -118,7 +120,7 @@ async fn bodies_that_are_refused() {
     let wrong = world.send(request("POST", "/v1/verdicts", "collects", &[], "{}")).await;
     assert_eq!(wrong.status, 403);
     let list: Vec<Value> = (0..10_000)
-        .map(|n| json!({"eventId": format!("e{n}"), "verdict": "invalid", "decidedAt": "2026-04-27T15:00:00Z"}))
+        .map(|n| json!({"eventId": format!("e{n}"), "verdict": "invalid", "decidedAt": DECIDED}))
         .collect();
     assert_eq!(
         judge(&world, json!({"verdicts": list}).to_string()).await.json()["accepted"],
