@@ -9,6 +9,7 @@ use arrow_ipc::reader::StreamReader;
 use std::{collections::HashMap, rc::Rc};
 use trueup_operators::{
     event::{DIMENSIONS, Verdict, columns},
+    hash,
     log::Frame,
 };
 
@@ -19,12 +20,14 @@ pub(super) type Dimensions = [u32; DIMENSIONS.len()];
 #[derive(Debug)]
 pub(super) struct Texts {
     texts: Vec<Rc<str>>,
+    /// The stable hash of each.
+    hashes: Vec<u64>,
     numbers: HashMap<Rc<str>, u32>,
 }
 
 impl Default for Texts {
     fn default() -> Self {
-        let mut texts = Texts { texts: Vec::new(), numbers: HashMap::new() };
+        let mut texts = Texts { texts: Vec::new(), hashes: Vec::new(), numbers: HashMap::new() };
         texts.number("");
         texts
     }
@@ -38,12 +41,17 @@ impl Texts {
         let number = self.texts.len() as u32;
         let text: Rc<str> = text.into();
         self.texts.push(Rc::clone(&text));
+        self.hashes.push(hash::stable(text.as_bytes()));
         self.numbers.insert(text, number);
         number
     }
 
     pub(super) fn text(&self, number: u32) -> &str {
         &self.texts[number as usize]
+    }
+
+    pub(super) fn hash(&self, number: u32) -> u64 {
+        self.hashes[number as usize]
     }
 }
 

@@ -12,7 +12,11 @@ use super::{
     frames::{Kind, Texts},
     standing::{Change, Contribution},
 };
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasherDefault, Hasher},
+};
 use trueup_operators::{
     event::DIMENSIONS,
     hash,
@@ -28,26 +32,50 @@ const OTHER: &str = "(other)";
 
 type Key = [u32; KEY_MAX];
 /// A row's figures exactly: impressions, clicks, conversions, the three of them invalid, nanos.
-type Exact = [i128; 7];
+type Exact = [i64; 7];
 
 /// A row.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Row {
+    key: Key,
     now: Exact,
     version: u32,
-    /// What it was before the epoch under way, if that touched it.
-    before: Option<Exact>,
-    /// The epoch under way is its first.
-    is_new: bool,
+    /// The epoch under way has touched it.
+    touched: bool,
 }
 
 /// The rows of one bucket.
 #[derive(Debug, Default)]
 struct Bucket {
-    rows: HashMap<Key, Row>,
-    touched: Vec<Key>,
+    rows: Vec<Row>,
+    places: HashMap<Key, u32, BuildHasherDefault<KeyHasher>>,
+    /// Rows that the epoch under way touched, by place, and what they were before.
+    touched: Vec<(u32, Exact)>,
+    /// Rows from here on are new in the epoch under way.
+    new_from: usize,
     /// Rows by share, without those of `(other)`.
     share_rows: BTreeMap<usize, u64>,
+}
+
+/// Hashes the words of a key. The standard library's hasher takes most of the time otherwise, and
+/// nobody can choose the numbers of texts.
+#[derive(Debug, Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.0 = hash::mix(self.0, word.into());
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// One view.
@@ -60,7 +88,7 @@ struct View {
     share_rows_max: u64,
     buckets: BTreeMap<i64, Bucket>,
     /// Buckets that the epoch under way touched.
-    touched: HashSet<i64>,
+    touched: Vec<i64>,
 }
 
 /// All views.
@@ -84,7 +112,7 @@ impl Rows {
                     dimensions: dimensions.clone(),
                     share_rows_max: u64::from(rollup.rows_max).div_ceil(SHARES as u64),
                     buckets: BTreeMap::new(),
-                    touched: HashSet::new(),
+                    touched: Vec::new(),
                 });
             }
         }
@@ -120,8 +148,8 @@ impl Rows {
             for (&start_us, bucket) in &view.buckets {
                 let end = EventTime(start_us + view.granularity.width_us());
                 let state = lateness.state(end, frontier);
-                for (key, row) in bucket.rows.iter().filter(|(_, row)| row.stands()) {
-                    let key = &key[..view.dimensions.len()];
+                for row in bucket.rows.iter().filter(|row| row.stands()) {
+                    let key = &row.key[..view.dimensions.len()];
                     let texts = key.iter().map(|&n| self.texts.text(n).to_owned()).collect();
                     let figures = rounded(&row.now);
                     let row = RowFigures { figures, version: row.version, state };
@@ -163,9 +191,14 @@ impl View {
         for (number, &dimension) in key.iter_mut().zip(&self.dimensions) {
             *number = contribution.dimensions[dimension];
         }
-        self.touched.insert(start_us);
         let bucket = self.buckets.entry(start_us).or_default();
-        bucket.add(key, &difference(change, contribution), texts);
+        if bucket.touched.is_empty() {
+            self.touched.push(start_us);
+        }
+        let is_new = bucket.add(key, &difference(change, contribution));
+        if is_new {
+            *bucket.share_rows.entry(share_of(&key, texts)).or_default() += 1;
+        }
     }
 
     /// Ends an epoch: folds what has no room, and counts the rows' changes.
@@ -175,9 +208,9 @@ impl View {
             let Some(bucket) = self.buckets.get_mut(&start_us) else { continue };
             let homeless = bucket.fold(self.share_rows_max, texts);
             folded += homeless.len() as u64;
-            for (key, sum) in homeless {
-                let other = other_key(&key, self.dimensions.len(), texts);
-                bucket.add_to_row(other, &sum);
+            for row in homeless {
+                let other = other_key(&row.key, self.dimensions.len(), texts);
+                bucket.add(other, &row.now);
             }
             bucket.settle();
         }
@@ -186,56 +219,59 @@ impl View {
 }
 
 impl Bucket {
-    fn add(&mut self, key: Key, difference: &Exact, texts: &Texts) {
-        if !self.rows.contains_key(&key) {
-            *self.share_rows.entry(share_of(&key, texts)).or_default() += 1;
+    /// Adds to a row. `true`: the row is a new one.
+    fn add(&mut self, key: Key, difference: &Exact) -> bool {
+        let next = self.rows.len() as u32;
+        let place = *self.places.entry(key).or_insert(next);
+        if place == next {
+            self.rows.push(Row { key, now: Exact::default(), version: 0, touched: false });
         }
-        self.add_to_row(key, difference);
-    }
-
-    fn add_to_row(&mut self, key: Key, difference: &Exact) {
-        let row = self.rows.entry(key).or_insert_with(|| Row { is_new: true, ..Row::default() });
-        if row.before.is_none() {
-            row.before = Some(row.now);
-            self.touched.push(key);
+        let row = &mut self.rows[place as usize];
+        if !row.touched {
+            row.touched = true;
+            self.touched.push((place, row.now));
         }
         add(&mut row.now, difference);
+        place == next
     }
 
-    /// Takes out the sums that have no room. In a share that is full already these are all new ones.
-    fn fold(&mut self, share_rows_max: u64, texts: &Texts) -> HashMap<Key, Exact> {
-        let mut homeless = HashMap::new();
-        let overfull = |share: &usize| self.share_rows[share] > share_rows_max;
-        let mut new: BTreeMap<usize, Vec<Key>> = BTreeMap::new();
-        if self.share_rows.keys().any(overfull) {
-            for key in self.touched.iter().filter(|&key| self.rows[key].is_new) {
-                new.entry(share_of(key, texts)).or_default().push(*key);
-            }
-            new.retain(|share, _| overfull(share));
+    /// Takes out the new rows that have no room.
+    fn fold(&mut self, share_rows_max: u64, texts: &Texts) -> Vec<Row> {
+        let mut homeless = Vec::new();
+        if self.share_rows.values().all(|&rows| rows <= share_rows_max) {
+            return homeless;
         }
+        let mut new: BTreeMap<usize, Vec<Row>> = BTreeMap::new();
+        for row in self.rows.drain(self.new_from..) {
+            self.places.remove(&row.key);
+            new.entry(share_of(&row.key, texts)).or_default().push(row);
+        }
+        self.touched.retain(|&(place, _)| (place as usize) < self.new_from);
         for (share, mut new) in new {
-            let order =
-                |key: &Key| (stable_hash(key, texts), key.map(|n| texts.text(n).to_owned()));
-            new.sort_by_cached_key(order);
-            let before = self.share_rows[&share] - new.len() as u64;
-            for key in new.drain((share_rows_max - before) as usize..) {
-                if let Some(row) = self.rows.remove(&key) {
-                    homeless.insert(key, row.now);
-                }
+            let had = self.share_rows[&share] - new.len() as u64;
+            let room = (share_rows_max - had) as usize;
+            if room > 0 && new.len() > room {
+                new.sort_by(|a, b| order(&a.key, &b.key, texts));
             }
-            self.share_rows.insert(share, share_rows_max);
+            homeless.extend(new.drain(room.min(new.len())..));
+            self.share_rows.insert(share, had + new.len() as u64);
+            for row in new {
+                let place = self.rows.len() as u32;
+                self.places.insert(row.key, place);
+                self.touched.push((place, Exact::default()));
+                self.rows.push(row);
+            }
         }
         homeless
     }
 
     fn settle(&mut self) {
-        for key in std::mem::take(&mut self.touched) {
-            let Some(row) = self.rows.get_mut(&key) else { continue };
-            row.is_new = false;
-            if row.before.take().is_some_and(|before| before != row.now) {
-                row.version += 1;
-            }
+        for (place, before) in self.touched.drain(..) {
+            let row = &mut self.rows[place as usize];
+            row.touched = false;
+            row.version += u32::from(row.now != before);
         }
+        self.new_from = self.rows.len();
     }
 }
 
@@ -251,7 +287,7 @@ fn difference(change: &Change, contribution: &Contribution) -> Exact {
         match standing {
             Some(true) => {
                 sum[place] += sign;
-                sum[6] += sign * i128::from(contribution.cost_nanos);
+                sum[6] += sign * contribution.cost_nanos;
             }
             Some(false) => sum[place + 3] += sign,
             None => {}
@@ -260,22 +296,21 @@ fn difference(change: &Change, contribution: &Contribution) -> Exact {
     sum
 }
 
+/// A figure outside `i64` stays at its limit; the engine counts an arithmetic error for it.
 fn add(to: &mut Exact, difference: &Exact) {
     for (to, difference) in to.iter_mut().zip(difference) {
-        *to += difference;
+        *to = to.saturating_add(*difference);
     }
 }
 
-/// As a view shows it. A figure outside `i64` stands at its limit; the engine counts an arithmetic
-/// error for it long before.
+/// As a view shows it.
 fn rounded(exact: &Exact) -> [i64; 6] {
     let [impressions, clicks, conversions, invalid_impressions, invalid_clicks, _, nanos] = *exact;
     [impressions, clicks, conversions, invalid_impressions, invalid_clicks, half_to_even(nanos)]
-        .map(|figure| figure.clamp(i64::MIN.into(), i64::MAX.into()) as i64)
 }
 
 /// Nanos as micros.
-fn half_to_even(nanos: i128) -> i128 {
+fn half_to_even(nanos: i64) -> i64 {
     let down = nanos.div_euclid(1_000);
     match nanos.rem_euclid(1_000) {
         0..500 => down,
@@ -295,8 +330,13 @@ fn other_key(key: &Key, dimensions: usize, texts: &mut Texts) -> Key {
 }
 
 fn stable_hash(key: &Key, texts: &Texts) -> u64 {
-    let text_hash = |&number: &u32| hash::stable(texts.text(number).as_bytes());
-    key.iter().map(text_hash).fold(0, hash::mix)
+    key.iter().map(|&number| texts.hash(number)).fold(0, hash::mix)
+}
+
+/// Which of two keys of a share goes before the other: by stable hash, then by texts.
+fn order(a: &Key, b: &Key, texts: &Texts) -> Ordering {
+    let in_words = |key: &Key| key.map(|number| texts.text(number));
+    stable_hash(a, texts).cmp(&stable_hash(b, texts)).then_with(|| in_words(a).cmp(&in_words(b)))
 }
 
 fn share_of(key: &Key, texts: &Texts) -> usize {

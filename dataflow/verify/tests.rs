@@ -2,6 +2,7 @@
 //! 15:32:00 UTC; the horizon is ten minutes unless a test says otherwise.
 #![allow(clippy::unwrap_used)]
 
+mod ads1;
 mod engine;
 mod memory_log;
 mod reports;

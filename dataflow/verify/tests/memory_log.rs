@@ -104,9 +104,12 @@ impl Made {
 
     /// Appends events that the log takes at a time.
     pub(super) fn events(&mut self, log_time: i64, events: &[Event]) -> &mut Made {
-        for append in self.layout.frames(events, log_time) {
-            self.log.push(append, log_time);
-        }
+        self.append(self.layout.frames(events, log_time), log_time)
+    }
+
+    /// Appends frames that the log takes at a time.
+    pub(super) fn append(&mut self, frames: Vec<Append>, log_time: i64) -> &mut Made {
+        frames.into_iter().for_each(|frame| self.log.push(frame, log_time));
         self
     }
 
