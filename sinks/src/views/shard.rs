@@ -3,11 +3,11 @@
 //!
 //! # Reading at an epoch
 //!
-//! The worker may be ahead of the epoch that is read, and goes on while a read runs. So a
-//! [`BucketReader`] first notes, from the history and without the lock, what the rows of its bucket
-//! were before every change after the epoch. Then it copies rows in short holds of the lock; at
-//! each it takes back what came since it noted. The rows it returns are those of its epoch, however
-//! often the worker commits in between.
+//! The worker may be ahead of the epoch that is read, and goes on while a read runs. A
+//! [`BucketReader`] copies rows in short holds of the lock, and with them takes references to the
+//! commits that it has not looked at. Then, without the lock, it notes what the rows of its bucket
+//! were before every change of those commits, and puts that in place of what it copied. The rows it
+//! returns are those of its epoch, however often the worker commits in between.
 
 use super::{
     history::{History, Past},
@@ -149,6 +149,9 @@ fn minus(mut counts: Counts, newer: &Counts) -> Counts {
     counts
 }
 
+/// Up to which epoch rows were copied, and the commits that are not noted yet.
+type Newer<const N: usize, M> = (Epoch, Vec<Arc<Past<N, M>>>);
+
 /// Rows by number as they were, where they were not what they are.
 type Undo<const N: usize, M> = HashMap<u32, Row<N, M>>;
 
@@ -198,7 +201,7 @@ pub(crate) struct BucketReader<'a, const N: usize, M> {
     bucket: Bucket,
     reach: Reach,
     epoch: Epoch,
-    /// What changes after the epoch and up to `noted` found.
+    /// What the rows were that were changed after the epoch and up to `noted`.
     undo: Undo<N, M>,
     noted: Epoch,
     numbers: Vec<u32>,
@@ -212,21 +215,9 @@ impl<'a, const N: usize, M: Group> BucketReader<'a, N, M> {
         epoch: Epoch,
         reach: Reach,
     ) -> Result<Self, ReadError> {
-        let (noted, commits) = {
-            let state = shard.0.read();
-            state.check(epoch)?;
-            let rows = state.tables[Catalog::slot(table)].get(&bucket);
-            let is_newer = rows.is_some_and(|rows| rows.changed > epoch);
-            let last = state.history.last().unwrap_or(epoch);
-            let commits: Vec<_> = if is_newer {
-                state.history.between(epoch, Epoch::MAX).map(Arc::clone).collect()
-            } else {
-                Vec::new()
-            };
-            (last.max(epoch), commits)
-        };
-        let undo = take_back(commits.iter(), table, bucket, |c| reach.takes(c));
-        Ok(BucketReader { shard, table, bucket, reach, epoch, undo, noted, numbers: Vec::new() })
+        shard.0.read().check(epoch)?;
+        let (undo, numbers) = (Undo::new(), Vec::new());
+        Ok(BucketReader { shard, table, bucket, reach, epoch, undo, noted: epoch, numbers })
     }
 
     /// Appends up to [`READ_ROWS`] rows from a place on, with their numbers, absent rows as well.
@@ -237,7 +228,7 @@ impl<'a, const N: usize, M: Group> BucketReader<'a, N, M> {
         out: &mut Vec<(u32, Row<N, M>)>,
     ) -> Result<Option<u32>, ReadError> {
         let begin = out.len();
-        let undo_newer = {
+        let newer = {
             let state = self.shard.0.read();
             state.check(self.noted)?;
             let Some(rows) = state.tables[Catalog::slot(self.table)].get(&self.bucket) else {
@@ -252,13 +243,10 @@ impl<'a, const N: usize, M: Group> BucketReader<'a, N, M> {
                     rows.copy_numbers(&self.numbers, out);
                 }
             }
-            let numbers = from..from.saturating_add(READ_ROWS as u32);
-            self.newer(&state, rows.changed, |c| match self.reach {
-                Reach::All => numbers.contains(&c.row),
-                Reach::First(_) => self.reach.takes(c),
-            })
+            self.newer(&state, rows.changed)
         };
-        self.put_back(&mut out[begin..], &undo_newer);
+        self.note(newer);
+        self.put_back(&mut out[begin..]);
         let read = out.len() - begin;
         Ok((read == READ_ROWS).then(|| from + read as u32))
     }
@@ -270,45 +258,46 @@ impl<'a, const N: usize, M: Group> BucketReader<'a, N, M> {
         out: &mut Vec<(u32, Row<N, M>)>,
     ) -> Result<(), ReadError> {
         let begin = out.len();
-        let undo_newer = {
+        let newer = {
             let state = self.shard.0.read();
             state.check(self.noted)?;
-            match state.tables[Catalog::slot(self.table)].get(&self.bucket) {
-                Some(rows) => {
-                    rows.copy_numbers(numbers, out);
-                    self.newer(&state, rows.changed, |c| self.reach.takes(c))
-                }
-                None => {
-                    state.check(self.epoch)?;
-                    out.extend(numbers.iter().map(|&n| (n, Row::absent())));
-                    Undo::new()
-                }
-            }
+            let Some(rows) = state.tables[Catalog::slot(self.table)].get(&self.bucket) else {
+                state.check(self.epoch)?;
+                out.extend(numbers.iter().map(|&n| (n, Row::absent())));
+                return Ok(());
+            };
+            rows.copy_numbers(numbers, out);
+            self.newer(&state, rows.changed)
         };
-        self.put_back(&mut out[begin..], &undo_newer);
+        self.note(newer);
+        self.put_back(&mut out[begin..]);
         Ok(())
     }
 
-    /// What changes that came since the reader noted found. Usually none or one epoch's.
-    fn newer(
-        &self,
-        state: &State<N, M>,
-        changed: Epoch,
-        concerns: impl Fn(&Change<N, M>) -> bool,
-    ) -> Undo<N, M> {
-        if changed <= self.noted {
-            return Undo::new();
-        }
-        let commits = state.history.between(self.noted, Epoch::MAX);
-        take_back(commits, self.table, self.bucket, concerns)
+    /// The commits that rows show which were copied under this hold of the lock, and that the
+    /// reader has not noted: up to which epoch, and those that may have changed the bucket.
+    fn newer(&self, state: &State<N, M>, changed: Epoch) -> Newer<N, M> {
+        let last = state.history.last().unwrap_or(self.noted);
+        let newer = (changed > self.noted).then(|| state.history.between(self.noted, last));
+        (last, newer.into_iter().flatten().map(Arc::clone).collect())
     }
 
-    fn put_back(&self, rows: &mut [(u32, Row<N, M>)], newer: &Undo<N, M>) {
-        if self.undo.is_empty() && newer.is_empty() {
+    /// Notes what newer commits found, without the lock: there may be many changes.
+    fn note(&mut self, (last, newer): Newer<N, M>) {
+        let reach = self.reach;
+        for (number, row) in take_back(newer.iter(), self.table, self.bucket, |c| reach.takes(c)) {
+            // What is noted already was found by an older change.
+            self.undo.entry(number).or_insert(row);
+        }
+        self.noted = self.noted.max(last);
+    }
+
+    fn put_back(&self, rows: &mut [(u32, Row<N, M>)]) {
+        if self.undo.is_empty() {
             return;
         }
         for (number, row) in rows {
-            if let Some(old) = self.undo.get(number).or_else(|| newer.get(number)) {
+            if let Some(old) = self.undo.get(number) {
                 *row = *old;
             }
         }

@@ -62,7 +62,7 @@ fn an_epoch_shows_when_it_was_announced_and_all_workers_delivered_it() {
     let (views, mut sinks) = views(settings(2));
     sinks[0].commit(commit(5, vec![change(0, [2, 4], 0, 0, 3)]));
     sinks[1].commit(commit(5, vec![]));
-    assert_eq!(views.visible(), None);
+    assert_eq!((views.visible(), *views.watch().borrow()), (None, None));
     views.announce(times(5, 0));
     assert_eq!(views.visible().map(|t| t.epoch), Some(5));
     views.announce(times(5, 99));
@@ -184,6 +184,22 @@ fn a_bucket_that_nobody_can_read_any_more_is_freed() {
         sinks[0].commit(commit(epoch, vec![]));
         let kept = views.first_epoch().is_some_and(|first| first < 7);
         assert_eq!(views.memory().rows, usize::from(kept), "at {epoch}");
+    }
+}
+
+#[test]
+fn the_newest_epochs_can_be_read_however_large_they_are() {
+    let (views, mut sinks) = views(ViewSettings { history_bytes_max: 1, ..settings(1) });
+    for epoch in 0..20_u64 {
+        views.announce(times(epoch, 0));
+        let old = epoch as i64;
+        sinks[0].commit(commit(epoch, vec![change(0, [2, 4], epoch as u32, old, old + 1)]));
+    }
+    // The visible epoch was 18 when the last commit made room.
+    assert_eq!(views.first_epoch(), Some(14));
+    for epoch in 14..20 {
+        let expected = vec![(vec![2, 4], epoch as i64 + 1)];
+        assert_eq!(rows(&views, &Filter::default(), Some(epoch)), expected);
     }
 }
 
