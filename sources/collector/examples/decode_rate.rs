@@ -9,6 +9,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use arrow_array::{
+    ArrayRef, DictionaryArray, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array,
+    types::UInt16Type,
+};
+use arrow_ipc::writer::StreamWriter;
 use axum::{body::Body, http::Request};
 use bytes::Bytes;
 use std::{
@@ -90,9 +95,41 @@ fn bodies(events: usize) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// The same events as a sender's Arrow stream: ids as text, what repeats in dictionaries.
+fn arrow_body(body: &[u8]) -> Vec<u8> {
+    let envelope: Envelope<'_> = sonic_rs::from_slice(body).unwrap();
+    let text = |get: fn(&Borrowed<'_>) -> String| -> ArrayRef {
+        Arc::new(envelope.events.iter().map(|e| Some(get(e))).collect::<StringArray>())
+    };
+    let dictionary = |get: for<'e> fn(&'e Borrowed<'_>) -> &'e str| -> ArrayRef {
+        Arc::new(envelope.events.iter().map(get).collect::<DictionaryArray<UInt16Type>>())
+    };
+    let times = envelope
+        .events
+        .iter()
+        .map(|e| e.occurred_at.parse::<jiff::Timestamp>().unwrap().as_millisecond());
+    let prices = envelope.events.iter().map(|e| (e.price_micros > 0).then_some(e.price_micros));
+    let columns: [(&str, ArrayRef); 10] = [
+        ("eventId", text(|e| e.event_id.into())),
+        ("eventType", dictionary(|e| e.event_type)),
+        ("occurredAt", Arc::new(TimestampMillisecondArray::from_iter_values(times))),
+        ("campaignId", dictionary(|e| e.campaign_id)),
+        ("adId", dictionary(|e| e.ad_id)),
+        ("publisherId", dictionary(|e| e.publisher_id)),
+        ("placementId", dictionary(|e| e.placement_id)),
+        ("country", dictionary(|e| e.country)),
+        ("deviceType", dictionary(|e| e.device_type)),
+        ("priceMicros", Arc::new(prices.collect::<UInt64Array>())),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = StreamWriter::try_new(Vec::new(), batch.schema_ref()).unwrap();
+    writer.write(&batch).unwrap();
+    writer.finish().unwrap();
+    writer.into_inner().unwrap()
+}
+
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(dead_code, reason = "parsing alone is measured")]
 struct Borrowed<'a> {
     event_id: &'a str,
     event_type: &'a str,
@@ -158,8 +195,14 @@ fn main() {
             gz.finish().unwrap()
         })
         .collect();
+    let arrow: Vec<Vec<u8>> = plain.iter().map(|body| arrow_body(body)).collect();
     let bytes = |b: &[Vec<u8>]| b.iter().map(Vec::len).sum::<usize>() as f64 / events as f64;
-    println!("{:.0} bytes an event, {:.0} gzipped", bytes(&plain), bytes(&gzipped));
+    println!(
+        "{:.0} bytes an event, {:.0} gzipped, {:.0} as Arrow",
+        bytes(&plain),
+        bytes(&gzipped),
+        bytes(&arrow)
+    );
     for threads in [1, 2] {
         measure("sonic-rs, borrowed structs", threads, &plain, |bodies| {
             for body in bodies {
@@ -170,7 +213,13 @@ fn main() {
         measure("decode, plain", threads, &plain, |bodies| {
             let mut decoder = Decoder::new(HashKey([7; 16]), 4);
             for body in bodies {
-                decode(&mut decoder, body);
+                decode(&mut decoder, body, Format::Json);
+            }
+        });
+        measure("decode, Arrow", threads, &arrow, |bodies| {
+            let mut decoder = Decoder::new(HashKey([7; 16]), 4);
+            for body in bodies {
+                decode(&mut decoder, body, Format::Arrow);
             }
         });
         measure("inflate alone", threads, &gzipped, |bodies| {
@@ -239,7 +288,7 @@ impl Log for Nowhere {
     }
 }
 
-fn decode(decoder: &mut Decoder, body: &[u8]) {
+fn decode(decoder: &mut Decoder, body: &[u8], format: Format) {
     let rules = Rules {
         now_us: (BASE_MS + 100_000_000) * 1000,
         future_skew_us_max: 0,
@@ -247,7 +296,7 @@ fn decode(decoder: &mut Decoder, body: &[u8]) {
         publishers: &[],
         advertiser_of: &|_| None,
     };
-    let decoded = decoder.decode(body, Format::Json, &rules).unwrap();
+    let decoded = decoder.decode(body, format, &rules).unwrap();
     assert_eq!((decoded.accepted, decoded.rejected), (BODY_EVENTS, 0));
     std::hint::black_box(decoded.frames);
 }
