@@ -7,7 +7,7 @@ use crate::{
     mutate::mutate,
     seed::{count, seed},
     server::{Home, Server},
-    traffic::{click, now_us, verdict},
+    traffic::{arrow_body, click, now_us, verdict},
 };
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
@@ -220,6 +220,30 @@ fn of_a_mixed_batch_the_good_events_are_taken_and_the_bad_ones_named() {
     still_works(&client, "after_bad_events");
 }
 
+/// Arrow's reader panics on schemas that no writer writes. That is an error of the body.
+#[test]
+fn any_byte_of_an_arrow_schema_may_be_wrong() {
+    let home = Home::new(CONFIG);
+    let server = home.start();
+    let client = server.client();
+    let good = arrow_body();
+    // The stream begins with a marker and the length of its first message, the schema.
+    let schema_bytes = u32::from_le_bytes(good[4..8].try_into().unwrap()) as usize;
+    let headers = [("content-type", "application/vnd.apache.arrow.stream")];
+    let mut refused = 0;
+    for at in 0..8 + schema_bytes {
+        for with in [0, 0x7F, 0xFF] {
+            let mut body = good.clone();
+            body[at] = with;
+            let answer = client.post("/v1/events/collect", &headers, &body);
+            assert!([202, 400, 413].contains(&answer.status), "byte {at} is {with}: {answer:?}");
+            refused += u32::from(answer.status != 202);
+        }
+    }
+    assert!(refused > 100, "only {refused} were refused");
+    still_works(&client, "after_bad_schemas");
+}
+
 #[test]
 fn a_connection_that_breaks_its_word_harms_nobody() {
     let home = Home::new(CONFIG);
@@ -373,36 +397,46 @@ fn an_idempotency_key_gets_the_first_answer_again() {
     assert_eq!((counts.accepted, counts.counted), (1, 1), "{counts:?}");
 }
 
+/// A good body of some format with bytes changed, and the headers that it is sent with.
+fn changed_body(random: &mut Random, n: u64) -> (Vec<u8>, Vec<(&'static str, &'static str)>) {
+    let events = [click(&format!("m{n}a"), now_us()), click(&format!("m{n}b"), now_us())];
+    let (mut body, headers) = match random.below(4) {
+        0 => (json!({ "events": events }).to_string().into_bytes(), vec![]),
+        1 => {
+            let body = json!({ "events": events }).to_string();
+            (gzip(body.as_bytes()), vec![("content-encoding", "gzip")])
+        }
+        2 => {
+            let lines = events.map(|event| event.to_string()).join("\n");
+            (lines.into_bytes(), vec![("content-type", "application/x-ndjson")])
+        }
+        _ => (arrow_body(), vec![("content-type", "application/vnd.apache.arrow.stream")]),
+    };
+    mutate(&mut body, random);
+    (body, headers)
+}
+
 #[test]
 fn bodies_with_random_bytes_changed_get_a_defined_answer() {
     let seed = seed("bodies_with_random_bytes_changed_get_a_defined_answer");
-    let bodies = count("TRUEUP_IT_BODIES", 400);
+    let bodies = count("TRUEUP_IT_BODIES", 2_000);
     let home = Home::new(CONFIG);
     let server = home.start();
     let client = server.client();
     let mut random = Random::new(seed, 0);
     let (mut accepted, mut rejected) = (0, 0);
     for n in 0..bodies {
-        let events = [click(&format!("m{n}a"), now_us()), click(&format!("m{n}b"), now_us())];
-        let mut body = json!({ "events": events }).to_string().into_bytes();
-        mutate(&mut body, &mut random);
-        let packed = random.chance(0.3);
-        if packed {
-            body = gzip(&body);
-            if random.chance(0.5) {
-                mutate(&mut body, &mut random);
-            }
-        }
-        let headers: &[(&str, &str)] = if packed { &[("content-encoding", "gzip")] } else { &[] };
-        let answer = client.post("/v1/events/collect", headers, &body);
-        let shown = String::from_utf8_lossy(&body);
+        let (body, headers) = changed_body(&mut random, n);
+        let sent = client.try_post("/v1/events/collect", &headers, &body);
+        let shown = || format!("{headers:?} {}", body.escape_ascii());
+        let answer = sent.unwrap_or_else(|error| panic!("{error} for {}", shown()));
         match answer.status {
             202 => {
                 accepted += answer.json["accepted"].as_i64().unwrap();
                 rejected += answer.json["rejected"].as_i64().unwrap();
             }
             400 | 413 => drop(answer.problem()),
-            other => panic!("{other} for {shown}: {answer:?}"),
+            other => panic!("{other} for {}: {answer:?}", shown()),
         }
     }
     let counts = client.settled();

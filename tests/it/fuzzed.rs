@@ -8,7 +8,7 @@ mod entries;
 use crate::{
     mutate::mutate,
     seed::{count, seed},
-    traffic::click,
+    traffic::{arrow_body, click},
 };
 use serde_json::json;
 use trueup_generator::random::Random;
@@ -19,7 +19,8 @@ const NOW_US: i64 = 1_795_348_800_000_000;
 fn bodies() -> Vec<Vec<u8>> {
     let events: Vec<_> = (0..3).map(|n| click(&format!("event {n}"), NOW_US - n)).collect();
     let odd = json!({
-        "eventId": "é\u{1F600}\\\"", "eventType": "conversion", "occurredAt": "2026-11-22T01:02:03.000001+05:30",
+        "eventId": "é\u{1F600}\\\"", "eventType": "conversion",
+        "occurredAt": "2026-11-22T01:02:03.000001+05:30",
         "campaignId": "c", "adId": "a", "valueMicros": -5, "priceBasis": "cpa", "priceMicros": 1,
         "ip": "2001:db8::1", "userId": "u", "gdpr": 1, "tcString": "CP", "gpp": "D", "gppSid": "7",
         "usPrivacy": "1YNN", "gpc": true, "coppa": 0, "lmt": 1, "schemaVersion": 2,
@@ -36,26 +37,6 @@ fn bodies() -> Vec<Vec<u8>> {
         bodies.push([&[choice + 2][..], &arrow].concat());
     }
     bodies
-}
-
-/// The columns that an event must have, and two that it may.
-fn arrow_body() -> Vec<u8> {
-    use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-    use std::sync::Arc;
-    let text = |texts: [&str; 2]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
-    let columns = [
-        ("eventId", text(["e1", "e2"])),
-        ("eventType", text(["click", "impression"])),
-        ("occurredAt", text(["2026-11-22T01:02:03Z", "2026-11-22T01:02:04Z"])),
-        ("campaignId", text(["c1", "c2"])),
-        ("adId", text(["a1", "a2"])),
-        ("country", text(["DE", "US"])),
-        ("priceMicros", Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef),
-    ];
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let mut writer = arrow_ipc::writer::StreamWriter::try_new(Vec::new(), &batch.schema()).unwrap();
-    writer.write(&batch).unwrap();
-    writer.into_inner().unwrap()
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | [`subscribe`] | cut off, slow or stalled, a subscriber's sum is the view |
 //! | [`bad_input`] | what no client should send has a defined answer and harms nobody |
 //! | [`faults`] | full disk, torn write, flipped bit, clock, second server, SIGTERM |
+//! | [`command_line`] | exit codes, messages, configuration, generated traffic |
 //! | [`orders`] | another job, killed with -9 again and again, is right in the end |
 //! | [`fuzzed`] | the fuzz targets' entry points over a corpus and random changes to it |
 //! | [`tidy`] | the style of the sources, as a test |
@@ -25,6 +26,7 @@
 mod bad_input;
 mod chaos;
 mod client;
+mod command_line;
 mod demo;
 mod faults;
 mod finality;

@@ -1,8 +1,12 @@
 //! Senders as the contract wants them: whatever is not acknowledged is sent again, until it is.
 
 use crate::client::{Answer, Client};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use trueup_operators::time::format_rfc3339;
 
 /// How long a sender goes on without an answer.
@@ -29,6 +33,24 @@ pub(crate) fn click(id: &str, occurred_at_us: i64) -> Value {
         "impressionId": "imp_442211",
         "priceMicros": 180_000
     })
+}
+
+/// A body as an Arrow stream: the columns that an event must have, and two that it may.
+pub(crate) fn arrow_body() -> Vec<u8> {
+    let text = |texts: [&str; 2]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
+    let columns = [
+        ("eventId", text(["e1", "e2"])),
+        ("eventType", text(["click", "impression"])),
+        ("occurredAt", text(["2026-11-22T01:02:03Z", "2026-11-22T01:02:04Z"])),
+        ("campaignId", text(["c1", "c2"])),
+        ("adId", text(["a1", "a2"])),
+        ("country", text(["DE", "US"])),
+        ("priceMicros", Arc::new(Int64Array::from(vec![1, 2])) as ArrayRef),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = arrow_ipc::writer::StreamWriter::try_new(Vec::new(), &batch.schema()).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap()
 }
 
 /// A verdict on an event, decided at a time.
