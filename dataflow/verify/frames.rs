@@ -50,6 +50,17 @@ impl Texts {
         &self.texts[number as usize]
     }
 
+    /// The place of each text in their order, by number.
+    pub(super) fn ranks(&self) -> Vec<u32> {
+        let mut numbers: Vec<u32> = (0..self.texts.len() as u32).collect();
+        numbers.sort_by_key(|&number| self.text(number));
+        let mut ranks = vec![0; numbers.len()];
+        for (rank, number) in numbers.into_iter().enumerate() {
+            ranks[number as usize] = rank as u32;
+        }
+        ranks
+    }
+
     pub(super) fn hash(&self, number: u32) -> u64 {
         self.hashes[number as usize]
     }

@@ -142,20 +142,24 @@ impl Rows {
 
     /// Every row of every view, rounded as it is read.
     pub(super) fn views(&self, lateness: &Lateness, frontier: LogTime) -> Views {
+        let ranks = self.texts.ranks();
         let mut views = Views::new();
         for view in &self.views {
-            let rows = views.entry(view.name.clone()).or_default();
+            let mut rows = Vec::new();
             for (&start_us, bucket) in &view.buckets {
                 let end = EventTime(start_us + view.granularity.width_us());
                 let state = lateness.state(end, frontier);
-                for row in bucket.rows.iter().filter(|row| row.stands()) {
+                // A map is built at once out of what is in order, and slowly out of what is not.
+                let mut standing: Vec<&Row> = bucket.rows.iter().filter(|r| r.stands()).collect();
+                standing.sort_unstable_by_key(|row| row.key.map(|number| ranks[number as usize]));
+                rows.extend(standing.into_iter().map(|row| {
                     let key = &row.key[..view.dimensions.len()];
                     let texts = key.iter().map(|&n| self.texts.text(n).to_owned()).collect();
-                    let figures = rounded(&row.now);
-                    let row = RowFigures { figures, version: row.version, state };
-                    rows.insert((start_us, texts), row);
-                }
+                    let (figures, version) = (rounded(&row.now), row.version);
+                    ((start_us, texts), RowFigures { figures, version, state })
+                }));
             }
+            views.insert(view.name.clone(), rows.into_iter().collect());
         }
         views
     }
