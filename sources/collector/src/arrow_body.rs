@@ -9,14 +9,17 @@
 //! | whole number | integers of any width |
 //! | consent | text, integers, booleans |
 //!
+//! Values are fetched column by column in blocks of [`BLOCK_ROWS`], so that nothing is decided row by
+//! row; a text of a dictionary is hashed once, not once a row.
+//!
 //! The stream is a sender's, so nothing in it is believed: the reader checks every offset and every
 //! text, and takes no memory for lengths that a header merely claims. Arrow's reader panics on some
 //! malformed schemas; such a panic is caught and is an error of the body.
 
 use crate::{decode::Intake, fields::Field, scan::Value, sent::Sent};
 use arrow_array::{
-    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, LargeStringArray, PrimitiveArray,
-    RecordBatch, StringArray, StringViewArray,
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, LargeStringArray, RecordBatch,
+    StringArray, StringViewArray,
     cast::AsArray,
     types::{
         ArrowPrimitiveType, Int8Type, Int16Type, Int32Type, Int64Type, TimestampMicrosecondType,
@@ -28,9 +31,14 @@ use arrow_buffer::Buffer;
 use arrow_ipc::reader::StreamDecoder;
 use arrow_schema::{DataType, TimeUnit};
 use bumpalo::Bump;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use trueup_operators::problem::Problem;
+use std::{
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+use trueup_operators::{hash::stable, problem::Problem};
 
+/// Rows that are fetched at once.
+const BLOCK_ROWS: usize = 1024;
 /// The most columns of a batch.
 const COLUMNS_MAX: usize = 128;
 
@@ -63,7 +71,7 @@ fn bad_arrow(what: &str) -> Problem {
     )
 }
 
-fn rows<'b>(intake: &mut Intake<'b>, batch: &RecordBatch) -> Result<(), Problem> {
+fn rows(intake: &mut Intake<'_>, batch: &RecordBatch) -> Result<(), Problem> {
     if batch.num_columns() > COLUMNS_MAX {
         return Err(Problem::new(
             413,
@@ -73,27 +81,65 @@ fn rows<'b>(intake: &mut Intake<'b>, batch: &RecordBatch) -> Result<(), Problem>
             "send the event's fields and few of your own",
         ));
     }
+    if batch.num_rows() > intake.room() {
+        return Err(intake.too_many_events());
+    }
     let schema = batch.schema();
     let mut columns = Vec::with_capacity(batch.num_columns());
     for (field, array) in schema.fields().iter().zip(batch.columns()) {
-        let values = Values::of(array).ok_or_else(|| unsupported(field.name(), array))?;
         let name = field.name().as_bytes();
-        columns.push((Field::of(name), name, values));
+        let known = Field::of(name);
+        let values = Values::of(array, known.is_some());
+        let values = values.ok_or_else(|| unsupported(field.name(), array))?;
+        columns.push(Column { field: known, name, values, block: Vec::new() });
     }
     let arena = intake.arena;
     let mut sent = Sent::default();
-    for row in 0..batch.num_rows() {
-        sent.clear();
-        for (field, name, values) in &columns {
-            match (field, values.get(row, arena)) {
-                (Some(field), value) => sent.put(*field, value),
-                (None, Value::Null) => {}
-                (None, value) => sent.put_extra(name, value, bytes_about(&value)),
-            }
+    let mut start = 0;
+    while start < batch.num_rows() {
+        let end = batch.num_rows().min(start + BLOCK_ROWS);
+        for column in &mut columns {
+            column.block.clear();
+            column.values.fetch(start..end, arena, &mut column.block);
         }
-        intake.take(&sent)?;
+        for row in 0..end - start {
+            sent.clear();
+            for column in &columns {
+                column.put(row, &mut sent);
+            }
+            intake.take(&mut sent)?;
+        }
+        start = end;
     }
     Ok(())
+}
+
+/// A column and its values in the block that is being read.
+struct Column<'b> {
+    field: Option<Field>,
+    name: &'b [u8],
+    values: Values<'b>,
+    block: Vec<Cell<'b>>,
+}
+
+/// A value, and its hash if it is of a dictionary.
+#[derive(Clone, Copy)]
+struct Cell<'b> {
+    value: Value<'b>,
+    hash: Option<u64>,
+}
+
+impl<'b> Column<'b> {
+    #[inline(always)]
+    fn put(&self, row: usize, sent: &mut Sent<'b>) {
+        let Cell { value, hash } = self.block[row];
+        match (self.field, hash) {
+            (Some(field), Some(hash)) => sent.put_hashed(field, value, hash),
+            (Some(field), None) => sent.put(field, value),
+            (None, _) if matches!(value, Value::Null) => {}
+            (None, _) => sent.put_extra(self.name, value, bytes_about(&value)),
+        }
+    }
 }
 
 fn unsupported(name: &str, array: &ArrayRef) -> Problem {
@@ -117,139 +163,168 @@ const fn bytes_about(value: &Value<'_>) -> usize {
     }
 }
 
-/// A column that is read row by row.
+/// A column of a type that is understood.
 enum Values<'b> {
-    Text(&'b StringArray),
-    LargeText(&'b LargeStringArray),
-    TextView(&'b StringViewArray),
-    /// Texts, and which of them each row has.
-    Dictionary(Box<Values<'b>>, Vec<Option<usize>>),
-    Integers(Box<dyn Fn(usize) -> Option<i128> + 'b>),
-    Times(Box<dyn Fn(usize) -> Option<i64> + 'b>),
+    Texts(Texts<'b>),
+    Dictionary {
+        array: &'b ArrayRef,
+        texts: Texts<'b>,
+        /// The cells of `texts`; empty where hashing them all could not pay.
+        cells: Vec<Cell<'b>>,
+    },
+    Integers(&'b dyn Array, fn(&dyn Array, usize) -> i128),
+    /// With what a time is in µs.
+    Times(&'b dyn Array, fn(&dyn Array, usize) -> i64),
     Float32(&'b Float32Array),
     Float64(&'b Float64Array),
     Booleans(&'b BooleanArray),
     Nulls,
 }
 
-fn optional<T>(array: &dyn Array, row: usize, value: impl FnOnce() -> T) -> Option<T> {
-    array.is_valid(row).then(value)
+/// An array of texts.
+#[derive(Clone, Copy)]
+enum Texts<'b> {
+    Plain(&'b StringArray),
+    Large(&'b LargeStringArray),
+    View(&'b StringViewArray),
 }
 
-fn integers<'b, T: ArrowPrimitiveType<Native: Into<i128>>>(array: &'b ArrayRef) -> Values<'b> {
-    let array: &'b PrimitiveArray<T> = array.as_primitive();
-    Values::Integers(Box::new(move |row| optional(array, row, || array.value(row).into())))
+impl<'b> Texts<'b> {
+    fn of(array: &'b ArrayRef) -> Option<Texts<'b>> {
+        match array.data_type() {
+            DataType::Utf8 => Some(Texts::Plain(array.as_string())),
+            DataType::LargeUtf8 => Some(Texts::Large(array.as_string())),
+            DataType::Utf8View => Some(Texts::View(array.as_string_view())),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn get(self, at: usize) -> Value<'b> {
+        let text = match self {
+            Texts::Plain(array) => array.is_valid(at).then(|| array.value(at)),
+            Texts::Large(array) => array.is_valid(at).then(|| array.value(at)),
+            Texts::View(array) => array.is_valid(at).then(|| array.value(at)),
+        };
+        text.map_or(Value::Null, |text| Value::Text(text.as_bytes()))
+    }
 }
 
-fn times<'b, T: ArrowPrimitiveType<Native = i64>>(
-    array: &'b ArrayRef,
-    to_us: impl Fn(i64) -> i64 + 'b,
-) -> Values<'b> {
-    let array: &'b PrimitiveArray<T> = array.as_primitive();
-    Values::Times(Box::new(move |row| optional(array, row, || to_us(array.value(row)))))
+fn integer<T: ArrowPrimitiveType<Native: Into<i128>>>(array: &dyn Array, row: usize) -> i128 {
+    array.as_primitive::<T>().value(row).into()
+}
+
+/// A time of `T`, a unit of `US` µs.
+fn time<T: ArrowPrimitiveType<Native = i64>, const US: i64>(array: &dyn Array, row: usize) -> i64 {
+    array.as_primitive::<T>().value(row).saturating_mul(US)
+}
+
+fn nanoseconds(array: &dyn Array, row: usize) -> i64 {
+    array.as_primitive::<TimestampNanosecondType>().value(row).div_euclid(1_000)
 }
 
 impl<'b> Values<'b> {
-    fn of(array: &'b ArrayRef) -> Option<Values<'b>> {
+    /// `None`: a type that cannot be read. `known`: the column is a field of the table.
+    fn of(array: &'b ArrayRef, known: bool) -> Option<Values<'b>> {
+        let any: &'b dyn Array = &**array;
         Some(match array.data_type() {
-            DataType::Utf8 => Values::Text(array.as_string()),
-            DataType::LargeUtf8 => Values::LargeText(array.as_string()),
-            DataType::Utf8View => Values::TextView(array.as_string_view()),
-            DataType::Dictionary(_, _) => return Values::of_dictionary(array),
-            DataType::Int8 => integers::<Int8Type>(array),
-            DataType::Int16 => integers::<Int16Type>(array),
-            DataType::Int32 => integers::<Int32Type>(array),
-            DataType::Int64 => integers::<Int64Type>(array),
-            DataType::UInt8 => integers::<UInt8Type>(array),
-            DataType::UInt16 => integers::<UInt16Type>(array),
-            DataType::UInt32 => integers::<UInt32Type>(array),
-            DataType::UInt64 => integers::<UInt64Type>(array),
-            DataType::Timestamp(TimeUnit::Second, _) => {
-                times::<TimestampSecondType>(array, |t| t.saturating_mul(1_000_000))
-            }
-            DataType::Timestamp(TimeUnit::Millisecond, _) => {
-                times::<TimestampMillisecondType>(array, |t| t.saturating_mul(1_000))
-            }
-            DataType::Timestamp(TimeUnit::Microsecond, _) => {
-                times::<TimestampMicrosecondType>(array, |t| t)
-            }
-            DataType::Timestamp(TimeUnit::Nanosecond, _) => {
-                times::<TimestampNanosecondType>(array, |t| t.div_euclid(1_000))
+            DataType::Dictionary(_, _) => return Values::of_dictionary(array, known),
+            DataType::Int8 => Values::Integers(any, integer::<Int8Type>),
+            DataType::Int16 => Values::Integers(any, integer::<Int16Type>),
+            DataType::Int32 => Values::Integers(any, integer::<Int32Type>),
+            DataType::Int64 => Values::Integers(any, integer::<Int64Type>),
+            DataType::UInt8 => Values::Integers(any, integer::<UInt8Type>),
+            DataType::UInt16 => Values::Integers(any, integer::<UInt16Type>),
+            DataType::UInt32 => Values::Integers(any, integer::<UInt32Type>),
+            DataType::UInt64 => Values::Integers(any, integer::<UInt64Type>),
+            DataType::Timestamp(unit, _) => {
+                let to_us = match unit {
+                    TimeUnit::Second => time::<TimestampSecondType, 1_000_000>,
+                    TimeUnit::Millisecond => time::<TimestampMillisecondType, 1_000>,
+                    TimeUnit::Microsecond => time::<TimestampMicrosecondType, 1>,
+                    TimeUnit::Nanosecond => nanoseconds,
+                };
+                Values::Times(any, to_us)
             }
             DataType::Float32 => Values::Float32(array.as_primitive()),
             DataType::Float64 => Values::Float64(array.as_primitive()),
             DataType::Boolean => Values::Booleans(array.as_boolean()),
             DataType::Null => Values::Nulls,
-            _ => return None,
+            _ => Values::Texts(Texts::of(array)?),
         })
     }
 
-    fn of_dictionary(array: &'b ArrayRef) -> Option<Values<'b>> {
+    fn of_dictionary(array: &'b ArrayRef, known: bool) -> Option<Values<'b>> {
         let dictionary = array.as_any_dictionary_opt()?;
-        let texts = match Values::of(dictionary.values())? {
-            texts @ (Values::Text(_) | Values::LargeText(_) | Values::TextView(_)) => texts,
-            _ => return None,
-        };
-        if dictionary.values().is_empty() {
+        let texts = Texts::of(dictionary.values())?;
+        let len = dictionary.values().len();
+        if len == 0 {
             return Some(Values::Nulls);
         }
-        let keys = dictionary.normalized_keys();
-        let keys = keys
-            .into_iter()
-            .enumerate()
-            .map(|(row, key)| dictionary.keys().is_valid(row).then_some(key))
-            .collect();
-        Some(Values::Dictionary(Box::new(texts), keys))
+        let mut cells = Vec::new();
+        if known && len <= array.len() {
+            cells.extend((0..len).map(|at| {
+                let value = texts.get(at);
+                let hash = if let Value::Text(text) = value { Some(stable(text)) } else { None };
+                Cell { value, hash }
+            }));
+        }
+        Some(Values::Dictionary { array, texts, cells })
     }
 
-    #[inline(always)]
-    fn get<'s>(&self, row: usize, arena: &'s Bump) -> Value<'s>
+    /// The cells of a block of rows.
+    fn fetch<'s>(&self, rows: Range<usize>, arena: &'s Bump, out: &mut Vec<Cell<'s>>)
     where
         'b: 's,
     {
+        let mut put = |value: Option<Value<'s>>| {
+            out.push(Cell { value: value.unwrap_or(Value::Null), hash: None });
+        };
         match self {
-            Values::Text(array) if array.is_valid(row) => Value::Text(array.value(row).as_bytes()),
-            Values::Dictionary(texts, keys) => match keys[row] {
-                Some(key) => texts.get(key, arena),
-                None => Value::Null,
-            },
-            _ => self.get_slow(row, arena),
+            Values::Texts(texts) => rows.for_each(|row| put(Some(texts.get(row)))),
+            Values::Dictionary { array, texts, cells } => {
+                let block = array.slice(rows.start, rows.len());
+                let dictionary = block.as_any_dictionary();
+                let keys = dictionary.normalized_keys();
+                out.extend(keys.into_iter().enumerate().map(|(row, key)| {
+                    if dictionary.keys().is_null(row) {
+                        return Cell { value: Value::Null, hash: None };
+                    }
+                    let hashed = cells.get(key).copied();
+                    hashed.unwrap_or_else(|| Cell { value: texts.get(key), hash: None })
+                }));
+            }
+            Values::Integers(array, get) => rows.for_each(|row| {
+                put(array.is_valid(row).then(|| {
+                    let integer = get(*array, row);
+                    i64::try_from(integer)
+                        .map_or_else(|_| number(&integer.to_string(), arena), Value::Integer)
+                }));
+            }),
+            Values::Times(array, to_us) => rows.for_each(|row| {
+                put(array.is_valid(row).then(|| Value::Micros(to_us(*array, row))));
+            }),
+            Values::Float32(array) => rows.for_each(|row| {
+                put(array.is_valid(row).then(|| number(&format!("{:?}", array.value(row)), arena)));
+            }),
+            Values::Float64(array) => rows.for_each(|row| {
+                put(array.is_valid(row).then(|| number(&format!("{:?}", array.value(row)), arena)));
+            }),
+            Values::Booleans(array) => rows.for_each(|row| {
+                let word: &[u8] = if array.value(row) { b"true" } else { b"false" };
+                put(array.is_valid(row).then_some(Value::Raw(word)));
+            }),
+            Values::Nulls => rows.for_each(|_| put(None)),
         }
     }
+}
 
-    #[inline(never)]
-    fn get_slow<'s>(&self, row: usize, arena: &'s Bump) -> Value<'s>
-    where
-        'b: 's,
-    {
-        // JSON has no word for what is no number; as a text it is refused where one is wanted.
-        let written = |number: String| match number.as_bytes() {
-            [.., b'0'..=b'9'] => Value::Number(arena.alloc_str(&number).as_bytes()),
-            other => Value::Text(arena.alloc_slice_copy(other)),
-        };
-        let value = match self {
-            Values::Text(_) | Values::Dictionary(..) | Values::Nulls => None,
-            Values::LargeText(array) => {
-                optional(array, row, || Value::Text(array.value(row).as_bytes()))
-            }
-            Values::TextView(array) => {
-                optional(array, row, || Value::Text(array.value(row).as_bytes()))
-            }
-            Values::Integers(get) => get(row).map(|integer| match i64::try_from(integer) {
-                Ok(integer) => Value::Integer(integer),
-                Err(_) => written(integer.to_string()),
-            }),
-            Values::Times(get) => get(row).map(Value::Micros),
-            Values::Float32(array) => {
-                optional(array, row, || written(format!("{:?}", array.value(row))))
-            }
-            Values::Float64(array) => {
-                optional(array, row, || written(format!("{:?}", array.value(row))))
-            }
-            Values::Booleans(array) => optional(array, row, || {
-                Value::Raw(if array.value(row) { b"true" } else { b"false" })
-            }),
-        };
-        value.unwrap_or(Value::Null)
+/// A number that is no whole number of 64 bits. JSON has no word for infinity or what is no number;
+/// as a text it is refused where a number is wanted.
+fn number<'s>(written: &str, arena: &'s Bump) -> Value<'s> {
+    let written = arena.alloc_str(written).as_bytes();
+    match written {
+        [.., b'0'..=b'9'] => Value::Number(written),
+        _ => Value::Text(written),
     }
 }

@@ -11,9 +11,10 @@ use crate::{
     decode::AdvertiserOf,
     dictionary::{Dictionary, Nulls, strings},
     fields::{
-        CONSENT, DICT_ADVERTISER, DICT_CAMPAIGN, DICT_CONSENT, DICT_CONSENT_STATE,
-        DICT_INVALID_REASON, DICTS, FIELDS, Field, FieldSet, HASH_IMPRESSION, HASHES, Store,
-        TEXT_EVENT_ID, TEXT_EXTRA, TEXTS,
+        COLUMN, CONSENT, DICT_ADVERTISER, DICT_CAMPAIGN, DICT_CONSENT, DICT_CONSENT_STATE,
+        DICT_FIELDS, DICT_INVALID_REASON, DICTS, Field, FieldSet, HASH_IMPRESSION, HASH_IP,
+        HASH_USER, HASHED_FIELDS, HASHES, PLAIN_FIELDS, TEXT_EVENT_ID, TEXT_EXTRA, TEXTS,
+        for_each_field,
     },
     scan::Value,
     sent::Sent,
@@ -32,25 +33,10 @@ use trueup_operators::{
     money::PriceBasis,
 };
 
-/// Fields that are stored in a column of their own, by number.
-const STORED: FieldSet = {
-    let mut set = 0;
-    let mut number = 0;
-    while number < FIELDS.len() {
-        if !matches!(FIELDS[number].store, Store::Row) {
-            set |= 1 << number;
-        }
-        number += 1;
-    }
-    set
-};
-
 /// What the columns need besides the event.
 pub(crate) struct Context<'a> {
     pub(crate) key: HashKey,
     pub(crate) advertiser_of: AdvertiserOf<'a>,
-    /// Hashes of the event's texts, by field.
-    pub(crate) hashes: &'a [u64; crate::fields::COUNT],
     /// Why the collector takes the event as invalid.
     pub(crate) invalid_reason: Option<&'static str>,
 }
@@ -204,23 +190,17 @@ impl Batch {
         self.occurred_us.push(checked.occurred_us);
         self.received_us.push(checked.received_us);
         self.push_numbers(row, checked);
-        let mut left = sent.present & STORED;
-        while left != 0 {
-            let number = left.trailing_zeros() as usize;
-            left &= left - 1;
-            let Value::Text(text) = sent.values[number] else { continue };
-            match FIELDS[number].store {
-                Store::Dict(column) => {
-                    self.dicts[column].push(row, text, context.hashes[number]);
-                }
-                Store::Text(column) => self.texts[column].push(row, text),
-                Store::Hash(column) => {
-                    self.hashes[column].push(row, context.key.hash(domain(column), text));
-                }
-                Store::Row => {}
+        for_each_field!(sent.present & DICT_FIELDS, number => {
+            if let Value::Text(text) = sent.values[number] {
+                self.dicts[usize::from(COLUMN[number])].push(row, text, sent.hashes[number]);
             }
-        }
-        const RARE: FieldSet = CONSENT | Field::ImpressionId.bit();
+        });
+        for_each_field!(sent.present & PLAIN_FIELDS, number => {
+            if let Value::Text(text) = sent.values[number] {
+                self.texts[usize::from(COLUMN[number])].push(row, text);
+            }
+        });
+        const RARE: FieldSet = CONSENT | HASHED_FIELDS | Field::ImpressionId.bit();
         let named = sent.has(Field::AdvertiserId);
         if sent.present & RARE != 0 || !sent.extras.is_empty() || context.invalid_reason.is_some() {
             self.push_rare(row, sent, context);
@@ -252,9 +232,14 @@ impl Batch {
 
     #[inline(never)]
     fn push_rare(&mut self, row: usize, sent: &Sent<'_>, context: &Context<'_>) {
-        if let Some(id) = sent.text(Field::ImpressionId) {
-            let hash = context.key.hash(Domain::Impression, id);
-            self.hashes[HASH_IMPRESSION].push(row, hash);
+        for (field, domain, column) in [
+            (Field::ImpressionId, Domain::Impression, HASH_IMPRESSION),
+            (Field::UserId, Domain::User, HASH_USER),
+            (Field::Ip, Domain::Ip, HASH_IP),
+        ] {
+            if let Some(text) = sent.text(field) {
+                self.hashes[column].push(row, context.key.hash(domain, text));
+            }
         }
         if let Some(state) = consent::derive(sent) {
             self.json.clear();
@@ -391,14 +376,6 @@ impl Batch {
             let array = UInt16Array::new(numbers(&self.versions.0), None);
             table.required(columns::SCHEMA_VERSION, Arc::new(array));
         }
-    }
-}
-
-const fn domain(hash_column: usize) -> Domain {
-    match hash_column {
-        crate::fields::HASH_USER => Domain::User,
-        crate::fields::HASH_IP => Domain::Ip,
-        _ => Domain::Impression,
     }
 }
 

@@ -2,11 +2,15 @@
 //! was not sent: the keyed hash of its id, the payload hash, the derived times.
 //!
 //! The checks never change a value: what passes is stored as it was sent. The first fault found
-//! is the one that is named; required fields come first, then the fields in the order of the table.
+//! is the one that is named: the form of the event, required fields, the lengths of texts, texts
+//! that must be one of a few words, times, numbers, consent; each in the order of the table.
 
 use crate::{
     fault::{Fault, OCCURRED_US_MAX, OCCURRED_US_MIN},
-    fields::{ALL, COUNT, FIELDS, Field, FieldSet, REQUIRED, Rule, tag_of},
+    fields::{
+        ALL, COUNT, FIELDS, Field, FieldSet, REQUIRED, Rule, TEXT_BYTES_MAX, TEXT_FIELDS,
+        for_each_field, tag_of,
+    },
     instant::Instants,
     payload,
     scan::Value,
@@ -50,25 +54,17 @@ pub(crate) struct Checker {
     key: HashKey,
     tags: [u64; COUNT],
     instants: Instants,
-    /// Hashes of the texts of the event that was checked last, by field: also what the
-    /// dictionaries find them by.
-    pub(crate) hashes: [u64; COUNT],
 }
 
 impl Checker {
     pub(crate) fn new(key: HashKey) -> Checker {
-        Checker {
-            key,
-            tags: crate::fields::tags(),
-            instants: Instants::default(),
-            hashes: [0; COUNT],
-        }
+        Checker { key, tags: crate::fields::tags(), instants: Instants::default() }
     }
 
-    /// Checks an event that was read.
+    /// Checks an event that was read, and fills in the hashes of its texts.
     pub(crate) fn check<'a>(
         &mut self,
-        sent: &Sent<'a>,
+        sent: &mut Sent<'a>,
         terms: &Terms<'_>,
         arena: &Bump,
     ) -> Result<Checked, Fault<'a>> {
@@ -81,7 +77,7 @@ impl Checker {
         }
         let mut checked = Checked {
             id_hash: [0; 16],
-            payload_hash: 0,
+            payload_hash: self.texts(sent, terms.stamped)?,
             event_type: EventType::Impression,
             occurred_us: 0,
             received_us: terms.now_us,
@@ -90,29 +86,52 @@ impl Checker {
             value_micros: None,
             schema_version: SCHEMA_VERSION,
         };
-        let mut left = sent.present;
-        while left != 0 {
-            let number = left.trailing_zeros() as usize;
-            left &= left - 1;
-            let share = self.field(ALL[number], sent.values[number], &mut checked, terms, arena)?;
+        words(sent, &mut checked)?;
+        let mut payload = checked.payload_hash;
+        for_each_field!(sent.present & !TEXT_FIELDS, number => {
+            let share = self.other(ALL[number], sent.values[number], &mut checked, terms, arena)?;
             if terms.stamped >> number & 1 == 0 {
-                checked.payload_hash = checked.payload_hash.wrapping_add(share);
+                payload = payload.wrapping_add(share);
             }
-        }
+        });
         for extra in &sent.extras {
             let share = payload::of_value(tag_of(extra.name), &extra.value, arena);
-            checked.payload_hash = checked.payload_hash.wrapping_add(share);
+            payload = payload.wrapping_add(share);
         }
+        checked.payload_hash = payload;
         check_publisher(sent, terms)?;
-        if let Some(Value::Text(id)) = sent.get(Field::EventId) {
+        if let Value::Text(id) = sent.values[Field::EventId as usize] {
             checked.id_hash = self.key.hash(Domain::Event, id);
         }
         Ok(checked)
     }
 
-    /// Checks one field; returns what it adds to the payload hash.
+    /// Checks the lengths of all texts; returns what they add to the payload hash.
     #[inline(always)]
-    fn field<'a>(
+    fn texts<'a>(&self, sent: &mut Sent<'a>, stamped: FieldSet) -> Result<u64, Fault<'a>> {
+        let mut payload = 0u64;
+        for_each_field!(sent.present & TEXT_FIELDS, number => {
+            let value = sent.values[number];
+            let Value::Text(text) = value else {
+                return Err(Fault::WrongType { field: ALL[number], value });
+            };
+            if text.len().wrapping_sub(1) >= TEXT_BYTES_MAX[number] {
+                return Err(bad_length(ALL[number], text, TEXT_BYTES_MAX[number]));
+            }
+            if sent.hashed >> number & 1 == 0 {
+                sent.hashes[number] = stable(text);
+            }
+            if stamped >> number & 1 == 0 {
+                let share = payload::of_text(self.tags[number], sent.hashes[number]);
+                payload = payload.wrapping_add(share);
+            }
+        });
+        Ok(payload)
+    }
+
+    /// Checks a field that is no text; returns what it adds to the payload hash.
+    #[inline(always)]
+    fn other<'a>(
         &mut self,
         field: Field,
         value: Value<'a>,
@@ -120,26 +139,13 @@ impl Checker {
         terms: &Terms<'_>,
         arena: &Bump,
     ) -> Result<u64, Fault<'a>> {
-        let tag = self.tags[field as usize];
-        match (FIELDS[field as usize].rule, value) {
-            (Rule::Text(bytes_max), Value::Text(text)) => {
-                if text.len().wrapping_sub(1) >= bytes_max {
-                    return Err(bad_length(field, text, bytes_max));
-                }
-                match field {
-                    Field::EventType => checked.event_type = event_type(text)?,
-                    Field::PriceBasis => checked.price_basis = price_basis(text)?,
-                    Field::Country => check_country(text)?,
-                    _ => {}
-                }
-                let hash = stable(text);
-                self.hashes[field as usize] = hash;
-                Ok(payload::of_text(tag, hash))
+        match FIELDS[field as usize].rule {
+            Rule::Time => self.time(field, value, checked, terms),
+            Rule::Integer(min, max) => {
+                let integer = integer(field, value, min, max, checked)?;
+                Ok(payload::of_integer(self.tags[field as usize], integer))
             }
-            (Rule::Time, _) => self.time(field, value, checked, terms),
-            (Rule::Integer(min, max), _) => integer(field, value, min, max, checked)
-                .map(|integer| payload::of_integer(tag, integer)),
-            (Rule::Consent(bytes_max), _) => {
+            Rule::Consent(bytes_max) => {
                 let bytes = match value {
                     Value::Text(text) | Value::Number(text) | Value::Raw(text) => text.len(),
                     _ => 0,
@@ -147,9 +153,9 @@ impl Checker {
                 if bytes > bytes_max {
                     return Err(Fault::TooLong { field, bytes, bytes_max });
                 }
-                Ok(payload::of_value(tag, &value, arena))
+                Ok(payload::of_value(self.tags[field as usize], &value, arena))
             }
-            (Rule::Text(_), _) => Err(Fault::WrongType { field, value }),
+            Rule::Text(_) => Ok(0),
         }
     }
 
@@ -188,6 +194,21 @@ fn bad_length(field: Field, text: &[u8], bytes_max: usize) -> Fault<'static> {
     } else {
         Fault::TooLong { field, bytes: text.len(), bytes_max }
     }
+}
+
+/// The texts that must be one of a few words.
+#[inline(always)]
+fn words<'a>(sent: &Sent<'a>, checked: &mut Checked) -> Result<(), Fault<'a>> {
+    if let Some(text) = sent.text(Field::EventType) {
+        checked.event_type = event_type(text)?;
+    }
+    if let Some(text) = sent.text(Field::Country) {
+        check_country(text)?;
+    }
+    if let Some(text) = sent.text(Field::PriceBasis) {
+        checked.price_basis = price_basis(text)?;
+    }
+    Ok(())
 }
 
 fn event_type(text: &[u8]) -> Result<EventType, Fault<'_>> {

@@ -135,7 +135,7 @@ impl Decoder {
             intake.terms.stamped = event.stamped;
             let mut scanner = Scanner::new(utf8(&event.json)?, intake.arena);
             match read(&mut scanner, memo, &mut sent) {
-                Ok(()) => intake.take(&sent)?,
+                Ok(()) => intake.take(&mut sent)?,
                 Err(syntax) => intake.refuse(&sent, Fault::BadJson(syntax))?,
             }
         }
@@ -193,8 +193,8 @@ pub(crate) struct Intake<'d> {
 impl<'d> Intake<'d> {
     /// Checks an event and takes or refuses it.
     #[inline(always)]
-    pub(crate) fn take(&mut self, sent: &Sent<'_>) -> Result<(), Problem> {
-        if self.out.accepted == self.events_max {
+    pub(crate) fn take(&mut self, sent: &mut Sent<'_>) -> Result<(), Problem> {
+        if self.room() == 0 {
             return Err(too_many_events(self.events_max));
         }
         match self.checker.check(sent, &self.terms, self.arena) {
@@ -203,20 +203,32 @@ impl<'d> Intake<'d> {
                 let context = Context {
                     key: self.key,
                     advertiser_of: self.advertiser_of,
-                    hashes: &self.checker.hashes,
                     invalid_reason: self.invalid_reason,
                 };
                 self.batches[usize::from(at)].push(sent, &checked, &context);
                 self.out.accepted += 1;
-                self.check_count()
+                Ok(())
             }
             Err(fault) => self.refuse(sent, fault),
         }
     }
 
+    /// What is said when there is no room.
+    pub(crate) fn too_many_events(&self) -> Problem {
+        too_many_events(self.events_max)
+    }
+
+    /// How many more events the body may hold.
+    pub(crate) fn room(&self) -> usize {
+        self.events_max - self.out.accepted - self.out.rejected
+    }
+
     /// Counts an event that breaks a rule.
     #[cold]
     pub(crate) fn refuse(&mut self, sent: &Sent<'_>, fault: Fault<'_>) -> Result<(), Problem> {
+        if self.room() == 0 {
+            return Err(too_many_events(self.events_max));
+        }
         let out = &mut self.out;
         if out.errors.len() < ERRORS_LISTED_MAX {
             out.errors.push(EventError {
@@ -231,14 +243,6 @@ impl<'d> Intake<'d> {
         match out.reasons.iter_mut().find(|r| r.0 == fault.code()) {
             Some(reason) => reason.1 += 1,
             None => out.reasons.push((fault.code(), 1)),
-        }
-        self.check_count()
-    }
-
-    #[inline(always)]
-    fn check_count(&self) -> Result<(), Problem> {
-        if self.out.accepted + self.out.rejected > self.events_max {
-            return Err(too_many_events(self.events_max));
         }
         Ok(())
     }
@@ -326,7 +330,7 @@ fn events<'d>(
     loop {
         if scanner.space() == Some(b'{') {
             read(scanner, memo, &mut sent).map_err(bad_json)?;
-            intake.take(&sent)?;
+            intake.take(&mut sent)?;
         } else {
             scanner.skip().map_err(bad_json)?;
             sent.clear();

@@ -107,7 +107,7 @@ macro_rules! fields {
         pub(crate) enum Field { $($variant),* }
 
         /// All fields, by number.
-        pub(crate) const ALL: [Field; COUNT] = [$(Field::$variant),*];
+        pub(crate) static ALL: [Field; COUNT] = [$(Field::$variant),*];
 
         /// What is known of each, by number.
         pub(crate) const FIELDS: [Known; COUNT] =
@@ -189,15 +189,70 @@ pub(crate) const REQUIRED: FieldSet = Field::EventId.bit()
     | Field::CampaignId.bit()
     | Field::AdId.bit();
 
+/// The fields of a kind of rule. Loops over one kind have nothing to choose inside.
+macro_rules! fields_with {
+    ($part:ident: $pattern:pat) => {{
+        let mut set = 0;
+        let mut number = 0;
+        while number < COUNT {
+            if matches!(FIELDS[number].$part, $pattern) {
+                set |= 1 << number;
+            }
+            number += 1;
+        }
+        set
+    }};
+}
+
+/// Fields that are texts.
+pub(crate) const TEXT_FIELDS: FieldSet = fields_with!(rule: Rule::Text(_));
 /// The consent carriers.
-pub(crate) const CONSENT: FieldSet = Field::Gdpr.bit()
-    | Field::TcString.bit()
-    | Field::Gpp.bit()
-    | Field::GppSid.bit()
-    | Field::UsPrivacy.bit()
-    | Field::Gpc.bit()
-    | Field::Coppa.bit()
-    | Field::Lmt.bit();
+pub(crate) const CONSENT: FieldSet = fields_with!(rule: Rule::Consent(_));
+/// Fields with a dictionary column.
+pub(crate) const DICT_FIELDS: FieldSet = fields_with!(store: Store::Dict(_));
+/// Fields with a plain text column.
+pub(crate) const PLAIN_FIELDS: FieldSet = fields_with!(store: Store::Text(_));
+/// Fields of which only a hash is stored.
+pub(crate) const HASHED_FIELDS: FieldSet = fields_with!(store: Store::Hash(_));
+
+/// The most bytes of a text, by field; 0 where the field is no text.
+pub(crate) static TEXT_BYTES_MAX: [usize; COUNT] = {
+    let mut bytes_max = [0; COUNT];
+    let mut number = 0;
+    while number < COUNT {
+        if let Rule::Text(max) = FIELDS[number].rule {
+            bytes_max[number] = max;
+        }
+        number += 1;
+    }
+    bytes_max
+};
+
+/// The number of the column among its kind, by field; 0 where the field has none.
+pub(crate) static COLUMN: [u8; COUNT] = {
+    let mut column = [0; COUNT];
+    let mut number = 0;
+    while number < COUNT {
+        if let Store::Dict(at) | Store::Text(at) | Store::Hash(at) = FIELDS[number].store {
+            column[number] = at as u8;
+        }
+        number += 1;
+    }
+    column
+};
+
+/// Calls for each field of a set, lowest number first.
+macro_rules! for_each_field {
+    ($set:expr, $number:ident => $body:block) => {
+        let mut left: $crate::fields::FieldSet = $set;
+        while left != 0 {
+            let $number = left.trailing_zeros() as usize;
+            left &= left - 1;
+            $body
+        }
+    };
+}
+pub(crate) use for_each_field;
 
 impl Field {
     /// The field's place in a [`FieldSet`].

@@ -22,6 +22,10 @@ pub(crate) struct Sent<'a> {
     pub(crate) present: FieldSet,
     /// The values of `present`; what stands elsewhere is of an earlier event.
     pub(crate) values: [Value<'a>; COUNT],
+    /// Hashes of texts, by field: payload hashes are made of them, and dictionaries find texts by
+    /// them. Those of `hashed` came with the values, the others are made by the checks.
+    pub(crate) hashes: [u64; COUNT],
+    pub(crate) hashed: FieldSet,
     /// Fields that are not in the table.
     pub(crate) extras: Vec<Extra<'a>>,
     extra_bytes: usize,
@@ -35,6 +39,8 @@ impl Default for Sent<'_> {
             seen: 0,
             present: 0,
             values: [Value::Null; COUNT],
+            hashes: [0; COUNT],
+            hashed: 0,
             extras: Vec::new(),
             extra_bytes: 0,
             fault: None,
@@ -47,6 +53,7 @@ impl<'a> Sent<'a> {
     pub(crate) fn clear(&mut self) {
         self.seen = 0;
         self.present = 0;
+        self.hashed = 0;
         self.extras.clear();
         self.extra_bytes = 0;
         self.fault = None;
@@ -83,6 +90,14 @@ impl<'a> Sent<'a> {
             self.present |= bit;
             self.values[field as usize] = value;
         }
+    }
+
+    /// Sets a known field to a text whose hash is known.
+    #[inline(always)]
+    pub(crate) fn put_hashed(&mut self, field: Field, value: Value<'a>, hash: u64) {
+        self.put(field, value);
+        self.hashed |= field.bit();
+        self.hashes[field as usize] = hash;
     }
 
     /// Adds a field that is not in the table.

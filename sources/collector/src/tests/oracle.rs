@@ -123,7 +123,7 @@ fn zero(value: &mut Value) {
     }
 }
 
-/// Judges one event as the contract says: its form, required fields, then the fields in order.
+/// Judges one event: its form, required fields, texts, words, times, numbers, consent.
 fn judge(pairs: &[(String, Value)]) -> Verdict {
     let mut names: Vec<&str> = pairs.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
@@ -141,27 +141,11 @@ fn judge(pairs: &[(String, Value)]) -> Verdict {
     let id = text(fields["eventId"], 128)?;
     row.insert("event_id".into(), id.into());
     row.insert("id_hash".into(), hex(&KEY.hash(Domain::Event, id.as_bytes())));
-    let kind = match text(fields["eventType"], 16)? {
-        "impression" => "0",
-        "click" => "1",
-        "conversion" => "2",
-        _ => return Err("unknown_event_type"),
-    };
-    row.insert("event_type".into(), kind.into());
-    let occurred = time(fields["occurredAt"])?;
-    if occurred > NOW_US + 300_000_000 {
-        return Err("in_the_future");
-    }
-    row.insert("occurred_at".into(), occurred.to_string());
-    let received = fields.get("receivedAt").map_or(Ok(NOW_US), |value| time(value))?;
-    row.insert("received_at".into(), received.to_string());
+    text(fields["eventType"], 16)?;
     for (name, column, bytes_max) in TEXTS {
         let Some(value) = fields.get(name) else { continue };
         let value = text(value, bytes_max)?;
         match name {
-            "country" if value.len() != 2 || !value.bytes().all(|b| b.is_ascii_uppercase()) => {
-                return Err("bad_country");
-            }
             "userId" => {
                 row.insert("user_hash".into(), hex(&KEY.hash(Domain::User, value.as_bytes())))
             }
@@ -173,6 +157,15 @@ fn judge(pairs: &[(String, Value)]) -> Verdict {
             row.insert("impression_hash".into(), hex(&hash));
         }
     }
+    let basis = fields.get("priceBasis").map(|value| text(value, 16)).transpose()?;
+    words(&fields, basis, &mut row)?;
+    let occurred = time(fields["occurredAt"])?;
+    if occurred > NOW_US + 300_000_000 {
+        return Err("in_the_future");
+    }
+    row.insert("occurred_at".into(), occurred.to_string());
+    let received = fields.get("receivedAt").map_or(Ok(NOW_US), |value| time(value))?;
+    row.insert("received_at".into(), received.to_string());
     numbers(&fields, &mut row)?;
     consent_and_extra(pairs, &fields, &mut row)?;
     let mut payload: BTreeMap<String, Value> =
@@ -182,18 +175,37 @@ fn judge(pairs: &[(String, Value)]) -> Verdict {
     Ok((row, payload))
 }
 
+fn words(
+    fields: &BTreeMap<&str, &Value>,
+    basis: Option<&str>,
+    row: &mut Row,
+) -> Result<(), &'static str> {
+    let kind = match text(fields["eventType"], 16)? {
+        "impression" => "0",
+        "click" => "1",
+        "conversion" => "2",
+        _ => return Err("unknown_event_type"),
+    };
+    row.insert("event_type".into(), kind.into());
+    if let Some(country) = row.get("country")
+        && (country.len() != 2 || !country.bytes().all(|b| b.is_ascii_uppercase()))
+    {
+        return Err("bad_country");
+    }
+    let basis = match basis {
+        None => return Ok(()),
+        Some("cpc") => "0",
+        Some("cpm") => "1",
+        Some("cpa") => "2",
+        Some(_) => return Err("unknown_price_basis"),
+    };
+    row.insert("price_basis".into(), basis.into());
+    Ok(())
+}
+
 fn numbers(fields: &BTreeMap<&str, &Value>, row: &mut Row) -> Result<(), &'static str> {
     if let Some(value) = fields.get("priceMicros") {
         row.insert("price_micros".into(), integer(value, 0, 1_000_000_000)?.to_string());
-    }
-    if let Some(value) = fields.get("priceBasis") {
-        let code = match text(value, 16)? {
-            "cpc" => "0",
-            "cpm" => "1",
-            "cpa" => "2",
-            _ => return Err("unknown_price_basis"),
-        };
-        row.insert("price_basis".into(), code.into());
     }
     if let Some(value) = fields.get("valueMicros") {
         let max = 1_000_000_000_000_000;
