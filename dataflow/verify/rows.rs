@@ -64,13 +64,11 @@ struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte.into());
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = hash::mix(self.0, u64::from_le_bytes(word));
         }
-    }
-
-    fn write_u32(&mut self, word: u32) {
-        self.0 = hash::mix(self.0, word.into());
     }
 
     fn finish(&self) -> u64 {
