@@ -9,8 +9,8 @@
 //! | whole number | integers of any width |
 //! | consent | text, integers, booleans |
 //!
-//! Values are fetched column by column in blocks of [`BLOCK_ROWS`], so that nothing is decided row by
-//! row; a text of a dictionary is hashed once, not once a row.
+//! Values are fetched column by column in blocks of [`BLOCK_ROWS`], so that nothing is decided row
+//! by row; a text of a dictionary is hashed once, not once a row.
 //!
 //! The stream is a sender's, so nothing in it is believed: the reader checks every offset and every
 //! text, and takes no memory for lengths that a header merely claims. Arrow's reader panics on some

@@ -19,7 +19,7 @@ mod by_machine {
     #[inline(always)]
     pub(crate) fn special_mask(window: &[u8]) -> u32 {
         let bytes = load(window);
-        // SAFETY: this module is only built where AVX2 is assumed; the instructions touch registers.
+        // SAFETY: only built where AVX2 is assumed; the instructions touch registers.
         unsafe {
             let quote = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'"' as i8));
             let escape = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
