@@ -27,7 +27,7 @@ const EVENTS_MAX: usize = 1_000;
 const ERRORS_MAX: usize = 100;
 
 /// Decodes a body: the first byte chooses format and partitions, the rest is the body.
-pub(super) fn decode_a_body(bytes: &[u8]) {
+pub fn decode_a_body(bytes: &[u8]) {
     let Some((&choice, body)) = bytes.split_first() else { return };
     let format = [Format::Json, Format::Lines, Format::Arrow][usize::from(choice) % 3];
     let partitions = u16::from(choice / 3) % 4 + 1;
@@ -73,7 +73,7 @@ fn rows(frame: &Append) -> usize {
 }
 
 /// A journal as it was written, and a place where a damaged copy of it is read.
-pub(super) struct SoundJournal {
+pub struct SoundJournal {
     dir: tempfile::TempDir,
     segment: PathBuf,
     sound: Vec<u8>,
@@ -86,7 +86,7 @@ const TOPICS: [Topic; 3] = [Topic::Events, Topic::Verdicts, Topic::Remap];
 
 impl SoundJournal {
     /// Some frames of several topics and sizes.
-    pub(super) fn new() -> SoundJournal {
+    pub fn new() -> SoundJournal {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let clock = Arc::new(|| LogTime(NOW_US));
         let settings = Settings { partitions: 2, fsync: Fsync::Never, ..Settings::default() };
@@ -112,13 +112,13 @@ impl SoundJournal {
     }
 
     /// The bytes of the segment as they were written: where damage begins.
-    pub(super) fn segment_bytes(&self) -> &[u8] {
+    pub fn segment_bytes(&self) -> &[u8] {
         &self.sound
     }
 
     /// Reads a journal whose segment was changed. The input is a list of changes of four bytes:
     /// what to do, where (two bytes), and with what.
-    pub(super) fn read_damaged(&self, changes: &[u8]) {
+    pub fn read_damaged(&self, changes: &[u8]) {
         let mut bytes = self.sound.clone();
         for change in changes.chunks_exact(4).take(64) {
             damage(&mut bytes, change);
@@ -127,7 +127,7 @@ impl SoundJournal {
     }
 
     /// Reads a journal with this segment.
-    pub(super) fn read(&self, segment: &[u8]) {
+    pub fn read(&self, segment: &[u8]) {
         let alone = self.busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         fs::write(&self.segment, segment).expect("a damaged segment");
         let report = check(self.dir.path(), Repair::Nothing);

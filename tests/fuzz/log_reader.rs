@@ -1,8 +1,6 @@
 //! A journal whose segment was overwritten, cut or made longer. `entries.rs` says what must hold.
 #![no_main]
 
-mod entries;
-
 use std::sync::LazyLock;
 
 static SOUND: LazyLock<entries::SoundJournal> = LazyLock::new(entries::SoundJournal::new);

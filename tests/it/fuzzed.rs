@@ -2,7 +2,7 @@
 //! changes to it, so that every run of the tests looks for what a long run of the fuzzer would.
 
 #[path = "../fuzz/entries.rs"]
-#[allow(unreachable_pub)] // the fuzz targets use it as a crate of its own
+#[expect(unreachable_pub, reason = "it is also the library of the fuzz targets")]
 mod entries;
 
 use crate::{
