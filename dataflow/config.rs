@@ -124,6 +124,9 @@ pub struct Flow {
     pub lag_epochs_max: u64,
     /// Memory for decoded batches that verdicts may ask for.
     pub read_back_bytes_max: Size,
+    /// The collector answers 503 when the texts of dimensions take this much: they are never
+    /// forgotten while the server runs.
+    pub symbols_bytes_max: Size,
     /// Memory for the changes of recent epochs, which subscribers resume from.
     pub history_bytes_max: Size,
     /// How long those are kept.
@@ -192,6 +195,7 @@ impl Default for Flow {
             lag_bytes_max: Size(512 << 20),
             lag_epochs_max: 600,
             read_back_bytes_max: Size(256 << 20),
+            symbols_bytes_max: Size(2 << 30),
             history_bytes_max: Size(256 << 20),
             history: Span(Duration::from_secs(600)),
         }

@@ -48,7 +48,8 @@ pub struct EngineSettings {
 }
 
 impl Default for EngineSettings {
-    /// Two workers, a tick of 100 ms, five minutes of allowed lateness, a day of correction horizon.
+    /// Two workers, a tick of 100 ms, five minutes of allowed lateness, a day of correction
+    /// horizon.
     fn default() -> Self {
         EngineSettings {
             workers: 2,

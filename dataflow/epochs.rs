@@ -87,6 +87,8 @@ struct State {
     /// The newest durable row, and whether the next one is being appended.
     closed: Arc<RemapRow>,
     appending: bool,
+    /// Whether the last try to append a row failed: said once, not at every tick.
+    failing: bool,
     /// The newest row that the workers have.
     fed: Arc<RemapRow>,
     /// Bytes in the log at the end of each epoch that is not visible yet.
@@ -132,6 +134,7 @@ impl Epochs {
             recovered_to: closed.epoch,
             closed,
             appending: false,
+            failing: false,
             fed: origin,
             bytes: VecDeque::new(),
             bytes_at_start,
@@ -276,18 +279,19 @@ impl Epochs {
             state.appending = false;
             match result {
                 Ok(_) => {
+                    state.failing = false;
                     state.bytes.push_back((row.epoch, bytes));
                     state.closed = Arc::new(row);
                 }
                 // Nothing of the epoch was visible; the next look tries again.
-                Err(error) => tracing::warn!(%error, "an epoch could not be closed"),
+                Err(error) => state.not_closed(&error),
             }
             drop(state);
             epochs.changed.notify_all();
         });
         match self.log.append(vec![frame], done) {
             Ok(()) => state.appending = true,
-            Err(error) => tracing::warn!(%error, "an epoch could not be closed"),
+            Err(error) => state.not_closed(&error),
         }
         true
     }
@@ -347,6 +351,12 @@ impl Epochs {
 }
 
 impl State {
+    fn not_closed(&mut self, error: &LogError) {
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::warn!(%error, "an epoch could not be closed; it is tried again at every tick");
+        }
+    }
+
     /// Forgets the sizes of epochs that are visible.
     fn see(&mut self, visible: Epoch) {
         while self.bytes.front().is_some_and(|&(epoch, _)| epoch <= visible) {

@@ -1,5 +1,5 @@
-//! One event, read back from the log and written as its sender would know it: what `/v1/quarantine`,
-//! `late_events` and `GET /v1/events/{id}` show.
+//! One event, read back from the log and written as its sender would know it: what
+//! `/v1/quarantine`, `late_events` and `GET /v1/events/{id}` show.
 
 use crate::ipc;
 use arrow_array::{

@@ -6,6 +6,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use trueup::{
     cli::{Cli, Command},
     commands::{self, Failure},
+    server::HTTP_THREAD,
 };
 
 fn main() -> ExitCode {
@@ -46,13 +47,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// A worker that panicked would leave the others waiting for it: the process ends instead, and the
-/// next start goes on from the log.
+/// A worker, the epochs' thread or the log's writer that panicked would leave the others waiting
+/// for it: the process ends instead, and the next start goes on from the log. A thread that answers
+/// requests takes only its request with it.
 fn end_with_the_first_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        std::process::exit(70);
+        if std::thread::current().name() != Some(HTTP_THREAD) {
+            std::process::exit(70);
+        }
     }));
 }
 

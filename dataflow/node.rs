@@ -156,6 +156,30 @@ impl Node {
         self.host.settle().map(drop).map_err(|e| e.to_string())
     }
 
+    /// Whether the state that grows with what is sent may grow.
+    fn has_room(&self) -> Result<(), Problem> {
+        let (symbols_bytes, symbols_bytes_max) =
+            (self.host.symbols().bytes() as u64, self.config.flow.symbols_bytes_max.0);
+        let full = if symbols_bytes >= symbols_bytes_max {
+            format!(
+                "the texts of dimensions take {symbols_bytes} bytes; `flow.symbols_bytes_max` is \
+                 {symbols_bytes_max}"
+            )
+        } else if self.host.engine().memory().iter().any(|worker| worker.ledger_nearly_full) {
+            "the ledger holds seven eighths of the events or verdicts that it can".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(Problem::new(
+            503,
+            "state_full",
+            "the server can remember no more",
+            full,
+            "send again later; an operator shortens the horizon, or raises the limit and restarts",
+        )
+        .retry_after(60))
+    }
+
     fn counts(&self) -> Value {
         // The views first: what arrives meanwhile is pending, never missing.
         let counts = self.host.tables().counts().map(|(_, counts)| counts).unwrap_or_default();
@@ -343,14 +367,15 @@ impl Pressure for Behind {
         let epochs = lag.closed - lag.visible.min(lag.closed);
         let over_epochs = lag.caught_up && epochs > flow.lag_epochs_max;
         if lag.bytes <= flow.lag_bytes_max.0 && !over_epochs {
-            return Ok(());
+            return node.has_room();
         }
         Err(Problem::new(
             429,
             "dataflow_behind",
             "the views are too far behind",
             format!(
-                "the views are {} bytes and {epochs} epochs behind the log; the limits are {} and {}",
+                "the views are {} bytes and {epochs} epochs behind the log; \
+                 the limits are {} and {}",
                 lag.bytes, flow.lag_bytes_max.0, flow.lag_epochs_max
             ),
             "send the same batch again later; nothing of it was taken",

@@ -13,6 +13,8 @@ use trueup_queries::Queries;
 
 /// How long requests that are under way may take when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
+/// The name of the threads that answer requests. What panics there is one request.
+pub const HTTP_THREAD: &str = "http";
 
 /// Why a server did not run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +58,10 @@ pub fn serve(
     let address = config.server.listen;
     let access = Arc::new(Access::new(config.auth.tokens.clone()));
     if access.is_open() {
-        tracing::warn!(%address, "no token is configured: whoever reaches the loopback may do anything");
+        tracing::warn!(
+            %address,
+            "no token is configured: whoever reaches the loopback may do anything"
+        );
     }
     let limits = config.queries.clone();
     // Before the log is opened: a port that is taken should change nothing.
@@ -64,13 +69,19 @@ pub fn serve(
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| ServeError::Listen { address, error })?;
     let node = Node::open(config, Arc::clone(&access))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name(HTTP_THREAD)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(async {
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let tables = Arc::clone(node.host.tables());
         let queries = Queries::new(tables, access, Arc::clone(&node) as Arc<_>, limits);
-        let app = trueup_queries::router(queries).merge(node.collector().router());
+        let app = trueup_queries::router(Arc::clone(&queries))
+            .merge(node.collector().router())
+            .fallback(trueup_queries::unknown_route)
+            .method_not_allowed_fallback(trueup_queries::unknown_method);
         let (faulty, fault) = oneshot::channel();
         let watched = Arc::clone(&node);
         let watch = std::thread::Builder::new().name("watch".into()).spawn(move || {
@@ -78,7 +89,7 @@ pub fn serve(
             let _drained = faulty.send(watched.watch());
         })?;
         ready(Running { address, node: Arc::clone(&node) });
-        let ended = listen(listener, app, until, fault).await;
+        let ended = listen(listener, app, &queries, until, fault).await;
         let drained = match ended {
             Ok(()) => {
                 let node = Arc::clone(&node);
@@ -102,6 +113,7 @@ pub fn serve(
 async fn listen(
     listener: TcpListener,
     app: axum::Router,
+    queries: &Queries,
     until: impl Future<Output = ()> + Send + 'static,
     fault: oneshot::Receiver<Option<String>>,
 ) -> Result<(), ServeError> {
@@ -125,7 +137,8 @@ async fn listen(
         return Err(ServeError::Fault(fault));
     }
     tracing::info!("draining");
-    // The server ends with its last request; subscriptions never do, so the wait has an end.
+    // The server ends with its last request. Subscriptions are told to, the rest has its grace.
+    queries.close();
     let _told = stop.send(());
     if tokio::time::timeout(GRACE, &mut server).await.is_err() {
         server.abort();

@@ -19,9 +19,9 @@
 //!
 //! Memory grows with the events inside the horizon (some 250 bytes each) and with the rows of all
 //! buckets (some 110 each, and 250 more when they are handed over); an event of ADS-1 takes some
-//! 7 µs, most of it waiting for memory: it is a check, run beside a server, not a part of one. A log whose
-//! first frames have been deleted cannot be recomputed and is refused. A frame that cannot be read
-//! stops it: guessing would make the check worthless.
+//! 7 µs, most of it waiting for memory: it is a check, run beside a server, not a part of one. A
+//! log whose first frames have been deleted cannot be recomputed and is refused. A frame that
+//! cannot be read stops it: guessing would make the check worthless.
 
 mod compare;
 mod frames;

@@ -195,6 +195,7 @@ impl<B: EventBatch> Running<B> {
         let of = &mut memory[index];
         of.ledger_bytes = self.ledgers.iter().map(|l| l.borrow().bytes()).sum();
         of.ledger_events = self.ledgers.iter().map(|l| l.borrow().len()).sum();
+        of.ledger_nearly_full = self.ledgers.iter().any(|l| l.borrow().is_nearly_full());
         of.rows = self.held.iter().map(|h| h.borrow().rows).sum();
         of.rows_bytes = self.held.iter().map(|h| h.borrow().bytes).sum();
     }
@@ -258,6 +259,8 @@ pub struct WorkerMemory {
     pub ledger_bytes: usize,
     /// Events that it remembers.
     pub ledger_events: usize,
+    /// A vnode or a memory of verdicts is at seven eighths of what it may hold.
+    pub ledger_nearly_full: bool,
     /// Rows of buckets that are not final.
     pub rows: usize,
     /// Bytes of those.

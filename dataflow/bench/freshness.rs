@@ -56,7 +56,8 @@ pub(super) fn run(bench: &Bench, query: Query) -> Result<serde_json::Value, Stri
     let (views, subscriber) = (figure(&in_views)?, figure(&at_subscriber)?);
     for (what, h) in [("views", &views), ("subscriber", &subscriber)] {
         eprintln!(
-            "freshness at {} events/s, to the {what}: p50 {:.0} ms, p99 {:.0} ms, max {:.0} ms, {} bodies",
+            "freshness at {} events/s, to the {what}: p50 {:.0} ms, p99 {:.0} ms, \
+             max {:.0} ms, {} bodies",
             bench.rate,
             h.value_at_quantile(0.5) as f64 / 1e3,
             h.value_at_quantile(0.99) as f64 / 1e3,

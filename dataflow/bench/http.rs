@@ -147,7 +147,10 @@ pub(super) fn run(bench: &Bench, query: Query, gzip: bool) -> Result<serde_json:
             acknowledged.push(millions / acknowledged_s);
             cpu.push(server_cpu);
         }
-        last = json!({ "peakRssMib": cost.peak_rss_mib, "bytesPerEvent": bytes as f64 / events as f64 });
+        last = json!({
+            "peakRssMib": cost.peak_rss_mib,
+            "bytesPerEvent": bytes as f64 / events as f64,
+        });
     }
     Ok(json!({
         "bench": "ads1-http",

@@ -8,12 +8,13 @@ use crate::{
     epochs::read_rows,
     host::Host,
     topology::AdJob,
-    verify::{self, Comparison, Filter, Recomputed, Served, VerifySettings},
+    verify::{self, Comparison, Filter, Recomputed, Served, ServedEvents, VerifySettings},
 };
 use serde_json::json;
 use std::{collections::BTreeMap, time::Duration};
 use trueup_log::{Journal, Repair};
 use trueup_operators::{
+    change::Counts,
     log::{Log, Topic},
     time::{Epoch, EventTime, format_rfc3339},
 };
@@ -27,34 +28,40 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3_600);
 /// 1 when something differs, 2 when it could not run.
 pub fn verify(command: &Verify) -> Result<(), Failure> {
     let config = command.common.load()?;
-    let cannot = |e: String| Failure::Use(e);
-    let (journal, _) =
-        Journal::open_read_only(&config.data_dir).map_err(|e| cannot(e.to_string()))?;
-    let settings = VerifySettings { lateness: config.lateness(), rollups: config.rollups.clone() };
-    let recompute =
-        |upto| verify::recompute(&journal, &settings, upto).map_err(|e| cannot(e.to_string()));
-    let (recomputed, served, counts) = match &command.server {
+    // What is served is read before the log is opened: the log then has all of it.
+    let (served, aside) = match &command.server {
         Some(url) => {
             let remote = Remote::new(url, command.token.as_deref());
-            let (epoch, dimensions) = visible(&remote, &config).map_err(cannot)?;
-            let served = remote.served(&dimensions, epoch).map_err(cannot)?;
-            (recompute(Some(epoch))?, served, None)
+            let (epoch, dimensions) = visible(&remote, &config).map_err(Failure::Use)?;
+            (remote.served(&dimensions, epoch).map_err(Failure::Use)?, None)
         }
-        None => {
-            let host = again(&config)?;
-            let served = verify::served(&**host.tables(), None)
-                .map_err(|e| cannot(format!("the views cannot be read: {e}")))?;
-            let counts = host.tables().counts().map_err(|e| cannot(e.to_string()))?.1;
-            host.close();
-            (recompute(Some(served.epoch))?, served, Some(counts))
-        }
+        None => replayed(&config)?,
     };
+    let (journal, _) =
+        Journal::open_read_only(&config.data_dir).map_err(|e| Failure::Use(e.to_string()))?;
+    let settings = VerifySettings { lateness: config.lateness(), rollups: config.rollups.clone() };
+    let recomputed = verify::recompute(&journal, &settings, Some(served.epoch))
+        .map_err(|e| Failure::Use(e.to_string()))?;
     let filter = filter(&command.range, &served);
     let mut comparison = verify::compare(&recomputed, &served.views, &filter);
-    if let (Some(counts), true) = (counts, is_everything(&command.range)) {
+    if let (Some((counts, events)), true) = (aside, is_everything(&command.range)) {
         verify::compare_counts(&recomputed, &counts, &mut comparison);
+        verify::compare_events(&recomputed, &events, &mut comparison);
     }
     report(&comparison, &recomputed, command.json)
+}
+
+/// Everything that a replay of the whole log shows: the rows, the counts, and the events that were
+/// set aside.
+fn replayed(config: &Config) -> Result<(Served, Option<(Counts, ServedEvents)>), Failure> {
+    let host = again(config)?;
+    let tables = &**host.tables();
+    let unreadable = |e| Failure::Use(format!("the views cannot be read: {e}"));
+    let served = verify::served(tables, None).map_err(unreadable)?;
+    let counts = tables.counts().map_err(unreadable)?.1;
+    let events = verify::served_events(tables, None).map_err(unreadable)?;
+    host.close();
+    Ok((served, Some((counts, events))))
 }
 
 fn report(comparison: &Comparison, recomputed: &Recomputed, json: bool) -> Result<(), Failure> {

@@ -73,7 +73,7 @@ fn introduce(running: &Running, command: &cli::Demo) {
     let base = format!("http://{}", running.address);
     eprintln!(
         "\n  live page   {base}/\n  \
-         report      curl '{base}/v1/reports/top?metric=clicks&by=campaignId&window=15m&limit=5'\n  \
+         report      curl '{base}/v1/reports/top?metric=clicks&by=adId&window=15m&limit=5'\n  \
          corrections curl -N '{base}/v1/views/region_minute/subscribe?snapshot=false'\n  \
          status      curl '{base}/v1/status'\n\n  \
          about {} events a second, seed {}; stop with Ctrl-C\n",
@@ -96,7 +96,7 @@ fn drive(remote: &Remote, rate: f64, seed: u64, stop: &AtomicBool) -> Result<(),
     let mut next = Instant::now();
     while !stop.load(Ordering::Acquire) {
         let tick = demo.tick(jiff::Timestamp::now().as_microsecond(), TICK.as_millis() as u64);
-        if let Err(failure) = send(remote, &tick) {
+        if let Err(failure) = send(remote, &tick, stop) {
             // A server that is stopping refuses; that is no failure of the demo.
             return if stop.load(Ordering::Acquire) { Ok(()) } else { Err(failure) };
         }

@@ -6,6 +6,7 @@ use std::{
     fs::File,
     io::{BufWriter, IsTerminal, Write},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 use trueup_generator::{demo::Tick, files};
@@ -62,8 +63,9 @@ fn write(request: &files::Request, command: &Generate) -> Result<(), Failure> {
 fn send_all(request: &files::Request, remote: &Remote) -> Result<(), Failure> {
     let ticks = files::bodies(request).map_err(|e| Failure::Use(e.to_string()))?;
     let mut progress = Progress::new(request.events);
+    let stop = AtomicBool::new(false);
     for tick in ticks {
-        let (accepted, rejected) = send(remote, &tick)?;
+        let (accepted, rejected) = send(remote, &tick, &stop)?;
         progress.add(accepted, rejected);
     }
     progress.end();
@@ -71,15 +73,16 @@ fn send_all(request: &files::Request, remote: &Remote) -> Result<(), Failure> {
 }
 
 /// Sends what a tick holds until it is acknowledged; how many events were accepted and rejected.
-pub(super) fn send(remote: &Remote, tick: &Tick) -> Result<(u64, u64), Failure> {
+/// Once told to stop, it sends nothing again.
+pub(super) fn send(remote: &Remote, tick: &Tick, stop: &AtomicBool) -> Result<(u64, u64), Failure> {
     let (mut accepted, mut rejected) = (0, 0);
     for body in &tick.bodies {
-        let answer = until_acknowledged(remote, "/v1/events/collect", body)?;
+        let answer = until_acknowledged(remote, "/v1/events/collect", body, stop)?;
         accepted += answer["accepted"].as_u64().unwrap_or(0);
         rejected += answer["rejected"].as_u64().unwrap_or(0);
     }
     if let Some(verdicts) = &tick.verdicts {
-        until_acknowledged(remote, "/v1/verdicts", verdicts)?;
+        until_acknowledged(remote, "/v1/verdicts", verdicts, stop)?;
     }
     Ok((accepted, rejected))
 }
@@ -88,6 +91,7 @@ fn until_acknowledged(
     remote: &Remote,
     path: &str,
     body: &[u8],
+    stop: &AtomicBool,
 ) -> Result<serde_json::Value, Failure> {
     let mut last = String::new();
     for _ in 0..TRIES {
@@ -109,6 +113,9 @@ fn until_acknowledged(
                 AGAIN
             }
         };
+        if stop.load(Ordering::Acquire) {
+            break;
+        }
         std::thread::sleep(wait);
     }
     Err(Failure::Internal(format!("{path} was not acknowledged: {last}")))

@@ -8,7 +8,8 @@
 //! * `growing` starts empty; `sized` reserves for all events first;
 //! * `grouped`: every event has an impression, three events each; growing;
 //! * `judged`: growing, with a remembered verdict on one event in a hundred;
-//! * `steady`: the horizon is a third of the stream, so most of it enters while as much is forgotten;
+//! * `steady`: the horizon is a third of the stream, so most of it enters while as much is
+//!   forgotten;
 //! * `verdicts`: how long a verdict on one event in a hundred takes, batches read back from memory.
 //!
 //! `worst` is the slowest batch; the median stands beside it. A batch is generated just before it

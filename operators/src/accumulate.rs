@@ -15,14 +15,14 @@
 //! # A full table
 //!
 //! A bucket of a rollup holds at most `rows_max` rows, divided over 64 *shares* by the stable hash
-//! of the key's texts; a share belongs to one worker. In the epoch in which a share overflows, its new keys of least (stable
-//! hash, texts) still get a row; all others, then and later, are *folded*: their sums go to the row
-//! of their first dimension whose other dimensions read `(other)`, at the worker that owns that
-//! key. A share that once was full stays full while its bucket lives, and a key without a row in a
-//! full share has always been folded; so its retractions are too, totals stay exact, and which
-//! keys fold depends on the log and the cut into epochs alone, on no worker count and no order of
-//! arrival. A second instance of this operator keeps the `(other)` rows; there is at most one per
-//! first dimension and bucket.
+//! of the key's texts; a share belongs to one worker. In the epoch in which a share overflows, its
+//! new keys of least (stable hash, texts) still get a row; all others, then and later, are
+//! *folded*: their sums go to the row of their first dimension whose other dimensions read
+//! `(other)`, at the worker that owns that key. A share that once was full stays full while its
+//! bucket lives, and a key without a row in a full share has always been folded; so its retractions
+//! are too, totals stay exact, and which keys fold depends on the log and the cut into epochs
+//! alone, on no worker count and no order of arrival. A second instance of this operator keeps the
+//! `(other)` rows; there is at most one per first dimension and bucket.
 
 use crate::{
     change::{Change, Changes, Counts, Incident, Key, TableId, same_key},

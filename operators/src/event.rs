@@ -143,7 +143,8 @@ pub struct Position {
     pub row: u16,
 }
 
-/// Why an event does not count. `accepted = counted + duplicate + conflict + quarantined + too late`.
+/// What became of an event.
+/// `accepted = counted + duplicate + conflict + quarantined + too late`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[repr(u8)]

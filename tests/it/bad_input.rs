@@ -384,6 +384,26 @@ fn a_question_that_makes_no_sense_is_answered_with_what_does() {
     );
 }
 
+/// Texts of dimensions are never forgotten while the server runs, so how many there are is bounded.
+#[test]
+fn texts_without_end_are_refused_before_memory_is_full() {
+    let home = Home::new("[flow]\nsymbols_bytes_max = \"4KiB\"\n");
+    let server = home.start();
+    let client = server.client();
+    let with_region = |n: usize| {
+        let mut event = click(&format!("of_region_{n}"), now_us());
+        event["region"] = json!(format!("region-{n:050}"));
+        event
+    };
+    let events: Vec<Value> = (0..100).map(with_region).collect();
+    client.collect(&events).expect(202);
+    assert_eq!(client.settled().counted, 100);
+    let answer = client.collect(&[with_region(100)]).expect(503);
+    assert_eq!(answer.problem(), "state_full");
+    assert!(String::from_utf8_lossy(&answer.body).contains("flow.symbols_bytes_max"));
+    client.get("/v1/views/region_minute").expect(200);
+}
+
 #[test]
 fn an_idempotency_key_gets_the_first_answer_again() {
     let home = Home::new("");

@@ -5,6 +5,7 @@
 use crate::{
     client::Client,
     server::Home,
+    sse::EventStream,
     traffic::{click, now_us, send_until_taken, wait_for},
 };
 use rustix::process::{Resource, Rlimit, Signal, kill_process, prlimit};
@@ -18,7 +19,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use trueup_generator::{event::Event, frames::Layout};
 use trueup_log::{Journal, Settings};
@@ -107,6 +108,29 @@ fn sigterm_drains() {
     counts.check();
     assert!(counts.counted >= ids.len() as i64, "{} were taken: {counts:?}", ids.len());
     all_known(&client, &ids);
+}
+
+/// Without the end of its subscriptions the server would wait for them as long as it grants.
+#[test]
+fn sigterm_tells_subscribers_why_they_end() {
+    let home = Home::new(CONFIG);
+    let server = home.start();
+    let client = server.client();
+    send(&client, "seen", 3);
+    client.settled();
+    let mut stream = EventStream::subscribe(&client, "/v1/views/audience_minute/subscribe");
+    let reader = std::thread::spawn(move || {
+        let mut last = None;
+        while let Ok(event) = stream.next() {
+            last = Some(event);
+        }
+        last.unwrap()
+    });
+    let began = Instant::now();
+    assert_eq!(server.terminate().code(), Some(0), "{}", home.stderr());
+    assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
+    let last = reader.join().unwrap();
+    assert_eq!((&*last.kind, &last.data["code"]), ("error", &json!("closing")), "{last:?}");
 }
 
 #[test]

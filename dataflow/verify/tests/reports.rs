@@ -42,7 +42,8 @@ fn every_kind_of_difference_is_named() {
     assert_eq!(comparison.different, 5);
     let report = comparison.to_string();
     for line in [
-        "audience_minute 2026-04-27T15:32:00Z campaignId=cmp_1 country=– deviceType=– publisherId=–",
+        "audience_minute 2026-04-27T15:32:00Z campaignId=cmp_1 country=– deviceType=– \
+         publisherId=–",
         "  spendMicros: engine 100001, recomputed 100000",
         "  version: engine 7, recomputed 1",
         "campaignId=cmp_1 country=– deviceType=– publisherId=–: the engine lacks the row",

@@ -23,8 +23,8 @@ use crate::{
 use std::sync::Arc;
 
 /// How many events ahead memory is asked for. A core waits for some two dozen lines at a time, and
-/// each event needs two. Measured: 8 to 32 are within 5 % of each other; asking for blocks of 64 and
-/// then entering the block took 40 % longer.
+/// each event needs two. Measured: 8 to 32 are within 5 % of each other; asking for blocks of 64
+/// and then entering the block took 40 % longer.
 const AHEAD: usize = 16;
 
 /// Forgotten rows that are swept for each event entered. Above one, so that sweeping ends.

@@ -6,8 +6,8 @@
 //! event: progress   {"epoch":9,"logTime":"…"}
 //! ```
 //!
-//! Adding up the snapshot and the diffs gives the view at each `progress`. A snapshot or a diff that
-//! is too large for one message comes in several; `last` says where it ends. Only then does a
+//! Adding up the snapshot and the diffs gives the view at each `progress`. A snapshot or a diff
+//! that is too large for one message comes in several; `last` says where it ends. Only then does a
 //! message carry the epoch as its `id`, so whoever comes back with `Last-Event-ID` gets everything
 //! after an epoch that he has whole. (Parts of a diff that had not ended are sent again then; they
 //! count only once their `last` part has come.)

@@ -381,8 +381,8 @@ async fn a_websocket_brings_the_same_messages() {
 /// comes in parts, and comes back with the last id that it saw.
 #[tokio::test]
 async fn cut_off_a_hundred_times_the_sum_is_the_view() {
-    let seed: u64 = std::env::var("TRUEUP_TEST_SEED").map_or(1, |s| s.parse().unwrap());
-    println!("TRUEUP_TEST_SEED={seed}");
+    let seed: u64 = std::env::var("TRUEUP_SEED").map_or(1, |s| s.parse().unwrap());
+    println!("TRUEUP_SEED={seed}");
     let mut counter = seed << 32;
     let mut random = move |n: u64| {
         counter += 1;

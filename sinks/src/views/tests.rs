@@ -6,7 +6,7 @@
 //!   follower reaches, whoever is slow, filtered, cut off or resumed.
 //! * the rest: single rules with a case each.
 //!
-//! A failing run prints its seed; `TRUEUP_TEST_SEED=<seed>` runs that one alone.
+//! A failing run prints its seed; `TRUEUP_SEED=<seed>` runs that one alone.
 #![allow(clippy::unwrap_used)]
 
 mod followers;
@@ -20,7 +20,7 @@ use model::{Model, Settings, seeds};
 #[test]
 fn reads_at_every_epoch_are_the_models() {
     for seed in seeds(12) {
-        println!("TRUEUP_TEST_SEED={seed}");
+        println!("TRUEUP_SEED={seed}");
         let mut model = Model::new(Settings { seed, epochs: 60, ..Settings::default() });
         while model.deliver() {
             check_newest(&mut model);
@@ -129,7 +129,7 @@ fn check_incidents(model: &mut Model, epoch: Epoch) {
 #[test]
 fn digests_do_not_depend_on_the_number_of_workers() {
     for seed in seeds(4) {
-        println!("TRUEUP_TEST_SEED={seed}");
+        println!("TRUEUP_SEED={seed}");
         let hashes = [1, 2, 4].map(|workers| {
             let settings = Settings { seed, workers: Some(workers), ..Settings::default() };
             let mut model = Model::new(settings);

@@ -21,6 +21,7 @@ use trueup_operators::{
     event::{EventType, SCHEMA_VERSION},
     hash::{Domain, HashKey, IdHash, mix, stable},
     money::PriceBasis,
+    symbols::OTHER_TEXT,
 };
 
 /// What the events of one body are checked against.
@@ -53,12 +54,19 @@ pub(crate) struct Checked {
 pub(crate) struct Checker {
     key: HashKey,
     tags: [u64; COUNT],
+    /// The hash of the text that no event may have: rows that fold together are called so.
+    other: u64,
     instants: Instants,
 }
 
 impl Checker {
     pub(crate) fn new(key: HashKey) -> Checker {
-        Checker { key, tags: crate::fields::tags(), instants: Instants::default() }
+        Checker {
+            key,
+            tags: crate::fields::tags(),
+            other: stable(OTHER_TEXT.as_bytes()),
+            instants: Instants::default(),
+        }
     }
 
     /// Checks an event that was read, and fills in the hashes of its texts.
@@ -120,6 +128,9 @@ impl Checker {
             }
             if sent.hashed >> number & 1 == 0 {
                 sent.hashes[number] = stable(text);
+            }
+            if sent.hashes[number] == self.other && text == OTHER_TEXT.as_bytes() {
+                return Err(Fault::Reserved(ALL[number]));
             }
             if stamped >> number & 1 == 0 {
                 let share = payload::of_text(self.tags[number], sent.hashes[number]);

@@ -6,7 +6,7 @@ use crate::{
     scan::{Syntax, Value},
 };
 use serde::Serialize;
-use trueup_operators::time::format_rfc3339;
+use trueup_operators::{symbols::OTHER_TEXT, time::format_rfc3339};
 
 /// The most fields of one event that are not in the table, and the most bytes of them all.
 pub(crate) const EXTRA_FIELDS_MAX: usize = 64;
@@ -30,6 +30,7 @@ pub(crate) enum Fault<'a> {
     Missing(Field),
     Empty(Field),
     TooLong { field: Field, bytes: usize, bytes_max: usize },
+    Reserved(Field),
     WrongType { field: Field, value: Value<'a> },
     Duplicate(&'a [u8]),
     TooManyFields,
@@ -70,6 +71,7 @@ impl Fault<'_> {
             Fault::Missing(_) => "missing_field",
             Fault::Empty(_) => "empty_field",
             Fault::TooLong { .. } => "field_too_long",
+            Fault::Reserved(_) => "reserved_text",
             Fault::WrongType { .. } => "wrong_type",
             Fault::Duplicate(_) => "duplicate_field",
             Fault::TooManyFields => "too_many_fields",
@@ -95,6 +97,12 @@ impl Fault<'_> {
             Fault::Empty(field) => format!("`{}` is an empty string", field.name()),
             Fault::TooLong { field, bytes, bytes_max } => {
                 format!("`{}` has {bytes} bytes, the limit is {bytes_max}", field.name())
+            }
+            Fault::Reserved(field) => {
+                format!(
+                    "`{}` is \"{OTHER_TEXT}\", the name of what does not fit into a report",
+                    field.name()
+                )
             }
             Fault::WrongType { field, value } => {
                 format!("`{}` is {}, which is not {}", field.name(), written(&value), wanted(field))
@@ -140,6 +148,7 @@ impl Fault<'_> {
             Fault::Missing(field) => format!("send `{}` with every event", field.name()),
             Fault::Empty(_) => "leave the field out when there is no value".into(),
             Fault::TooLong { .. } => "send a shorter value, or a hash of it".into(),
+            Fault::Reserved(_) => "send another text".into(),
             Fault::WrongType { field, .. } => format!("send {}", wanted(field)),
             Fault::Duplicate(_) => "send each field once".into(),
             Fault::TooManyFields | Fault::ExtraTooLarge { .. } => {

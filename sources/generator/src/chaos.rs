@@ -1,7 +1,7 @@
 //! Contradictions on purpose: few ids and few campaigns, so that in a thousand events almost every
 //! id is sent several times, changed, late, too late, judged, reinstated, judged by its impression,
-//! judged before it comes, and taken as invalid by the collector. Prices are odd numbers and halves on
-//! every basis, so that a rounding in the wrong place shows.
+//! judged before it comes, and taken as invalid by the collector. Prices are odd numbers and halves
+//! on every basis, so that a rounding in the wrong place shows.
 //!
 //! Event times lie around the given now and around the edges of its horizon, many of them exactly
 //! on a minute. Decision times come from a few values, so that ties are common.

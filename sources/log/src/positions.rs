@@ -1,7 +1,7 @@
 //! Where every frame is: for each partition, in the order of offsets, the segment, the position in
-//! it, the length, the records and the log time, 24 bytes a frame. So a read seeks nowhere but in memory, and a
-//! time is found by binary search. It is bounded by [`FRAMES_HELD_MAX`]; frames are some tens of
-//! KiB, so long before that the disk is full.
+//! it, the length, the records and the log time, 24 bytes a frame. So a read seeks nowhere but in
+//! memory, and a time is found by binary search. It is bounded by [`FRAMES_HELD_MAX`]; frames are
+//! some tens of KiB, so long before that the disk is full.
 
 use crate::format::{FrameHeader, UNIT_BYTES, frame_bytes, units};
 use std::collections::VecDeque;

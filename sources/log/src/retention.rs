@@ -4,7 +4,8 @@
 //! may go; cover says what can.
 //!
 //! A segment is forgotten first and deleted then, and its deletion is durable before the next one
-//! begins, so that neither a crash nor a file that cannot be deleted leaves a hole between segments.
+//! begins, so that neither a crash nor a file that cannot be deleted leaves a hole between
+//! segments.
 
 use crate::{
     journal::{Journal, Shared},

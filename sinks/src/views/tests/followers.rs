@@ -21,7 +21,7 @@ struct Reader {
 #[test]
 fn followers_add_up_to_the_view() {
     for seed in seeds(10) {
-        println!("TRUEUP_TEST_SEED={seed}");
+        println!("TRUEUP_SEED={seed}");
         // Every third run keeps so little that slow readers fall out of the history.
         let history_bytes_max = if seed % 3 == 0 { 30_000 } else { 400_000 };
         let settings = Settings { seed, epochs: 160, history_bytes_max, ..Settings::default() };

@@ -35,7 +35,7 @@ impl Random {
 
 /// The seeds of a test: `n` of them, or the one that the environment names.
 pub(super) fn seeds(n: u64) -> Vec<u64> {
-    match std::env::var("TRUEUP_TEST_SEED") {
+    match std::env::var("TRUEUP_SEED") {
         Ok(seed) => vec![seed.parse().expect("a number")],
         Err(_) => (1..=n).collect(),
     }

@@ -34,6 +34,7 @@ async fn every_rule_names_the_value_at_fault() {
         (r#","publisherId":17"#.into(), "wrong_type", "17"),
         (r#","publisherId":["a"]"#.into(), "wrong_type", "[\"a\"]"),
         (r#","publisherId":true"#.into(), "wrong_type", "true"),
+        (r#","deviceType":"(other)""#.into(), "reserved_text", "deviceType"),
         (r#","priceMicros":-1"#.into(), "number_out_of_range", "-1"),
         (r#","priceMicros":1000000001"#.into(), "number_out_of_range", "1000000001"),
         (r#","priceMicros":0.5"#.into(), "not_an_integer", "0.5"),
@@ -61,7 +62,7 @@ async fn every_rule_names_the_value_at_fault() {
         assert!(message.contains(named), "{more}: {message}");
     }
     assert!(events_of(&world).is_empty());
-    assert_eq!(world.collector.rejected(), 26);
+    assert_eq!(world.collector.rejected(), 27);
 }
 
 #[tokio::test]

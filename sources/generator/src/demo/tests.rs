@@ -101,7 +101,8 @@ fn has_everything_that_it_promises() {
     ] {
         assert!(
             count > 3,
-            "{copies} {conflicts} {malformed} {late} {too_late} {future} {unknown} {early} {reversed} {by_impression}"
+            "{copies} {conflicts} {malformed} {late} {too_late} {future} {unknown} {early} \
+             {reversed} {by_impression}"
         );
     }
     assert!(types["impression"] > 20 * types["click"] / 3 && types["click"] > types["conversion"]);
