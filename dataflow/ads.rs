@@ -54,9 +54,10 @@ impl Dimension {
             column.as_dictionary_opt::<UInt16Type>().ok_or("is no dictionary of UInt16")?;
         let values =
             column.values().as_string_opt::<i32>().ok_or("is no dictionary of Utf8 values")?;
-        let symbols =
-            values.iter().map(|v| v.map_or(ABSENT, |text| symbols.intern(text))).collect();
-        Ok(Dimension { codes: column.keys().clone(), symbols })
+        let mut of_codes = Vec::with_capacity(values.len());
+        // A null among the values reads as absent, whose text is empty.
+        symbols.intern_all(values.iter().map(Option::unwrap_or_default), &mut of_codes);
+        Ok(Dimension { codes: column.keys().clone(), symbols: of_codes })
     }
 
     #[inline]

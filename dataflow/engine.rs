@@ -35,6 +35,13 @@ use trueup_operators::{
 };
 
 /// How a job runs.
+///
+/// ```
+/// use trueup::EngineSettings;
+///
+/// let settings = EngineSettings { workers: 4, ..EngineSettings::default() };
+/// assert_eq!(settings.epochs.tick, std::time::Duration::from_millis(100));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
     /// Worker threads; at most one per partition of the events topic does anything.

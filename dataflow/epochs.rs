@@ -34,6 +34,16 @@ use trueup_operators::{
 };
 
 /// How the log is cut and how much may be under way.
+///
+/// ```
+/// use trueup::{EngineSettings, EpochSettings};
+///
+/// let settings = EngineSettings::default();
+/// let tick = std::time::Duration::from_millis(20);
+/// let epochs = EpochSettings { tick, ..settings.epochs };
+/// let settings = EngineSettings { epochs, ..settings };
+/// # assert_eq!(settings.epochs.tick, tick);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct EpochSettings {
     /// An epoch closes this often when anything came.

@@ -36,6 +36,36 @@ use crate::batches::{Batches, SharedBatches};
 ///
 /// `N` is the most dimensions of a rollup. `dataflow/examples/orders.rs` is a whole job;
 /// `dataflow/topology.rs` is the ad job.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// struct Sensors;
+///
+/// impl Job<1> for Sensors {
+///     type Batch = Rows<Reading>;
+///     type Metrics = Warmth;
+///
+///     fn rollups(&self) -> Vec<RollupSpec> {
+///         vec![RollupSpec::new("warmth", &["sensor"])]
+///     }
+///     fn topology<'s>(&self, readings: Source<'s, Rows<Reading>>) -> Output<'s, 1, Warmth> {
+///         let warmth = |r: &Reading, _valid| Warmth { readings: 1, celsius: r.celsius };
+///         readings.dedupe().sum(PerEvent::new(&self.rollups(), warmth)).accumulate().views()
+///     }
+/// }
+/// # let names = |spec: &RollupSpec| spec.view_name(Granularity::Hour);
+/// # assert_eq!(Sensors.rollups().iter().map(names).collect::<Vec<_>>(), ["warmth_hour"]);
+/// ```
 pub trait Job<const N: usize>: Send + Sync + 'static {
     /// The event type, as batches of columns.
     type Batch: EventBatch;
@@ -61,7 +91,25 @@ pub(crate) struct Context<B> {
     pub(crate) held: RefCell<Vec<Rc<RefCell<Held>>>>,
 }
 
-/// The job's events and verdicts, as the log's epochs bring them.
+/// The job's events and verdicts, as the log's epochs bring them: what [`Job::topology`] begins
+/// with.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// fn counted<'s>(readings: Source<'s, Rows<Reading>>) -> Deduped<'s, Rows<Reading>> {
+///     readings.dedupe()
+/// }
+/// ```
 pub struct Source<'s, B> {
     pub(crate) events: StreamVec<'s, Epoch, Feed<B>>,
     pub(crate) verdicts: StreamVec<'s, Epoch, Judgement>,
@@ -85,6 +133,29 @@ impl<'s, B: EventBatch> Source<'s, B> {
 }
 
 /// Events that count, and how they stand; changes of standing as verdicts come.
+///
+/// An operator of one's own sees every batch on its way:
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// use timely::dataflow::operators::Inspect;
+///
+/// fn watched<'s>(counted: Deduped<'s, Rows<Reading>>) -> Sums<'s, Rows<Reading>, 1, Warmth> {
+///     counted.stream().inspect(|ledgered| println!("{} rows changed", ledgered.rows.len()));
+///     let warmth = |r: &Reading, _valid| Warmth { readings: 1, celsius: r.celsius };
+///     counted.sum(PerEvent::new(&[RollupSpec::new("warmth", &["sensor"])], warmth))
+/// }
+/// ```
 pub struct Deduped<'s, B> {
     stream: StreamVec<'s, Epoch, Arc<Ledgered<B>>>,
     context: Rc<Context<B>>,
@@ -108,6 +179,25 @@ impl<'s, B: EventBatch> Deduped<'s, B> {
 }
 
 /// Sums on their way to the owners of their keys.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// type Readings = Rows<Reading>;
+///
+/// fn rows<'s>(sums: Sums<'s, Readings, 1, Warmth>) -> Rollups<'s, Readings, 1, Warmth> {
+///     sums.accumulate()
+/// }
+/// ```
 pub struct Sums<'s, B, const N: usize, M: Exchanged> {
     chunks: StreamVec<'s, Epoch, Chunk<N, M>>,
     deduped: Deduped<'s, B>,
@@ -133,6 +223,26 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Sums<'s, B, N, M> {
 }
 
 /// The rows of all rollups, as changes by epoch.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// // How many rows there are in each bucket, kept by differential dataflow.
+/// fn counted<'s>(rollups: Rollups<'s, Rows<Reading>, 1, Warmth>) -> Output<'s, 1, Warmth> {
+///     let buckets = rollups.collection().map(|(table, bucket, _key, _figures)| (table, bucket));
+///     buckets.consolidate().inspect(|(bucket, epoch, diff)| println!("{bucket:?} {epoch} {diff}"));
+///     rollups.views()
+/// }
+/// ```
 pub struct Rollups<'s, B, const N: usize, M: Exchanged> {
     said: StreamVec<'s, Epoch, Said<N, M>>,
     others: StreamVec<'s, Epoch, Said<N, M>>,
@@ -164,7 +274,24 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Rollups<'s, B, N, M> {
     }
 }
 
-/// A finished dataflow, to be connected to its sinks.
+/// A finished dataflow, to be connected to its sinks: what [`Job::topology`] returns.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// fn finished<'s>(rollups: Rollups<'s, Rows<Reading>, 1, Warmth>) -> Output<'s, 1, Warmth> {
+///     rollups.views()
+/// }
+/// ```
 pub struct Output<'s, const N: usize, M> {
     said: StreamVec<'s, Epoch, Said<N, M>>,
     others: StreamVec<'s, Epoch, Said<N, M>>,

@@ -22,6 +22,44 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const PAGE_ROWS: usize = 4_096;
 
 /// A running job with its log and its views.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// # struct Sensors;
+/// # impl Job<1> for Sensors {
+/// #     type Batch = Rows<Reading>;
+/// #     type Metrics = Warmth;
+/// #     fn rollups(&self) -> Vec<RollupSpec> { vec![RollupSpec::new("warmth", &["sensor"])] }
+/// #     fn topology<'s>(&self, readings: Source<'s, Rows<Reading>>) -> Output<'s, 1, Warmth> {
+/// #         let warmth = |r: &Reading, _| Warmth { readings: 1, celsius: r.celsius };
+/// #         readings.dedupe().sum(PerEvent::new(&self.rollups(), warmth)).accumulate().views()
+/// #     }
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// let host = Host::open(dir, Sensors, Default::default(), EngineSettings::default())?;
+/// let at_us = std::time::UNIX_EPOCH.elapsed()?.as_micros() as i64;
+/// let reading = Reading { sensor: "attic".into(), number: 1, at_us, celsius: 21 };
+/// host.send(&[reading.clone(), reading])?; // sent twice, counts once
+/// host.settle()?;
+/// let rows: Vec<ViewRow> = host.rows("warmth_hour")?;
+/// assert_eq!(rows[0].dimensions, ["attic"]);
+/// assert_eq!(rows[0].figures, [1, 21]);
+/// host.close();
+/// # Ok(())
+/// # }
+/// ```
 pub struct Host {
     journal: Arc<Journal>,
     symbols: Arc<Symbols>,
@@ -31,6 +69,14 @@ pub struct Host {
 }
 
 /// A row of a view.
+///
+/// ```
+/// use trueup::{Granularity, ViewRow};
+///
+/// fn hours(row: &ViewRow) -> i32 {
+///     Granularity::Hour.bucket(row.bucket).0
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ViewRow {
     /// The first instant of its bucket.

@@ -9,6 +9,11 @@ use trueup::{
     server::HTTP_THREAD,
 };
 
+/// An epoch's sums and changes are vectors of megabytes that come and go ten times a second. The
+/// system's allocator gives such memory back and faults it in again, page by page (BENCHMARKS.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     if let Err(missing) = processor() {
         eprintln!("error: {missing}");

@@ -66,7 +66,26 @@ pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
     }
 }
 
-/// A decoded batch of events of type `E`.
+/// A decoded batch of events of type `E`: the [`crate::Job::Batch`] of a job with plain events.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// use trueup_operators::hash::HashKey;
+///
+/// let reading = Reading { sensor: "attic".into(), number: 1, at_us: 0, celsius: 21 };
+/// let payload = Rows::encode(&[&reading], &HashKey([7; 16])).unwrap();
+/// assert!(payload.len() > 16);
+/// ```
 pub struct Rows<E> {
     ids: FixedSizeBinaryArray,
     payloads: UInt64Array,
@@ -186,6 +205,29 @@ impl<E: Event> EventBatch for Rows<E> {
 
 /// What plain events contribute: a closure says what one adds, and the rollups' dimensions are
 /// taken from [`Event::texts`] by name.
+///
+/// ```
+/// # use serde::{Deserialize, Serialize};
+/// # use trueup::*;
+/// # #[derive(Clone, Serialize, Deserialize)]
+/// # struct Reading { sensor: String, number: u64, at_us: i64, celsius: i64 }
+/// # impl Event for Reading {
+/// #     const DIMENSIONS: &'static [&'static str] = &["sensor"];
+/// #     fn id(&self) -> String { format!("{}/{}", self.sensor, self.number) }
+/// #     fn time(&self) -> EventTime { EventTime(self.at_us) }
+/// #     fn texts(&self) -> Vec<&str> { vec![&self.sensor] }
+/// # }
+/// # trueup::group! { struct Warmth { readings, celsius } counting readings }
+/// let rollups = [RollupSpec::new("warmth", &["sensor"])];
+/// // An invalid reading is one that a verdict took out: it counts nothing.
+/// let warmth = |r: &Reading, valid: bool| match valid {
+///     true => Warmth { readings: 1, celsius: r.celsius },
+///     false => Warmth::default(),
+/// };
+/// let contribution = PerEvent::<Reading, _>::new(&rollups, warmth);
+/// # let rollups = Contribution::<Rows<Reading>, 1>::rollups(&contribution);
+/// # assert_eq!(rollups, 1);
+/// ```
 pub struct PerEvent<E, F> {
     /// By rollup, then by place in the key: which of [`Event::DIMENSIONS`].
     rollups: Vec<Vec<usize>>,

@@ -23,6 +23,13 @@ pub const ROWS_MAX_DEFAULT: u32 = 1_000_000;
 pub const NAME_BYTES_MAX: usize = 40;
 
 /// A rollup as the configuration writes it.
+///
+/// ```
+/// use trueup_operators::{rollup::RollupSpec, time::Granularity};
+///
+/// let spec = RollupSpec::new("audience", &["campaignId", "country"]);
+/// assert_eq!(spec.view_name(Granularity::Minute), "audience_minute");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollupSpec {

@@ -52,18 +52,30 @@ impl Symbols {
         if let Some(symbol) = self.0.read().find(text, hash) {
             return symbol;
         }
+        self.0.write().enter(text, hash)
+    }
+
+    /// Appends the symbols of many texts to `out`, under one lock: all workers take it for every
+    /// frame, and it passes from core to core each time.
+    pub fn intern_all<'t>(&self, texts: impl Iterator<Item = &'t str>, out: &mut Vec<Symbol>) {
+        let first = out.len();
+        let mut unknown = Vec::new();
+        {
+            let table = self.0.read();
+            out.extend(texts.enumerate().map(|(place, text)| {
+                let hash = hash::stable(text.as_bytes());
+                table.find(text, hash).unwrap_or_else(|| {
+                    unknown.push((place, text, hash));
+                    ABSENT
+                })
+            }));
+        }
+        if unknown.is_empty() {
+            return;
+        }
         let mut table = self.0.write();
-        let table = &mut *table;
-        let next = table.texts.len() as Symbol;
-        let Table { texts, index, bytes } = table;
-        match index.entry(hash, |&s| &*texts[s as usize].0 == text, |&s| texts[s as usize].1) {
-            Entry::Occupied(found) => *found.get(),
-            Entry::Vacant(vacant) => {
-                vacant.insert(next);
-                texts.push((text.into(), hash));
-                *bytes += text.len() + 48;
-                next
-            }
+        for (place, text, hash) in unknown {
+            out[first + place] = table.enter(text, hash);
         }
     }
 
@@ -110,6 +122,21 @@ impl Symbols {
 }
 
 impl Table {
+    /// The symbol of a text, a new one if it has none.
+    fn enter(&mut self, text: &str, hash: u64) -> Symbol {
+        let Table { texts, index, bytes } = self;
+        let next = texts.len() as Symbol;
+        match index.entry(hash, |&s| &*texts[s as usize].0 == text, |&s| texts[s as usize].1) {
+            Entry::Occupied(found) => *found.get(),
+            Entry::Vacant(vacant) => {
+                vacant.insert(next);
+                texts.push((text.into(), hash));
+                *bytes += text.len() + 48;
+                next
+            }
+        }
+    }
+
     fn find(&self, text: &str, hash: u64) -> Option<Symbol> {
         self.index.find(hash, |&s| &*self.texts[s as usize].0 == text).copied()
     }
@@ -128,5 +155,17 @@ mod tests {
         assert_eq!(&*symbols.text(a), "cmp_1");
         assert_eq!(symbols.find("cmp_3"), None);
         assert_eq!(symbols.len(), 4);
+    }
+
+    #[test]
+    fn many_at_once_are_what_they_are_one_by_one() {
+        let symbols = Symbols::default();
+        let known = symbols.intern("US");
+        let mut all = vec![77];
+        symbols.intern_all(["DE", "US", "", "DE", "FR"].into_iter(), &mut all);
+        let one_by_one = ["DE", "US", "", "DE", "FR"].map(|text| symbols.find(text).unwrap());
+        assert_eq!(all, [&[77][..], &one_by_one[..]].concat());
+        assert_eq!((all[2], all[3], all[1]), (known, ABSENT, all[4]));
+        assert_eq!(symbols.len(), 5);
     }
 }

@@ -14,6 +14,13 @@ pub const HOUR_US: i64 = 60 * MINUTE_US;
 pub const DAY_US: i64 = 24 * HOUR_US;
 
 /// When an event happened, by its sender's word: µs since 1970, UTC.
+///
+/// ```
+/// use trueup_operators::time::{EventTime, format_rfc3339, parse_rfc3339};
+///
+/// let at = EventTime(parse_rfc3339("2026-04-27T17:32:10.5+02:00").unwrap());
+/// assert_eq!(format_rfc3339(at.0), "2026-04-27T15:32:10.500Z");
+/// ```
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -29,6 +36,13 @@ pub struct LogTime(pub i64);
 pub type Epoch = u64;
 
 /// How wide a bucket is.
+///
+/// ```
+/// use trueup_operators::time::{EventTime, Granularity, HOUR_US};
+///
+/// let bucket = Granularity::Hour.bucket(EventTime(5 * HOUR_US + 17));
+/// assert_eq!(Granularity::Hour.start(bucket), EventTime(5 * HOUR_US));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Granularity {
@@ -101,6 +115,18 @@ pub struct Bucket(pub i32);
 
 /// The two spans, in log time after a bucket's end, that decide what a bucket may still do, and
 /// how far ahead of the log an event may claim to be. All in µs.
+///
+/// ```
+/// use trueup_operators::time::{BucketState, DAY_US, EventTime, Lateness, LogTime, MINUTE_US};
+///
+/// let lateness = Lateness {
+///     allowed_lateness_us: 5 * MINUTE_US,
+///     correction_horizon_us: DAY_US,
+///     future_skew_us_max: 5 * MINUTE_US,
+/// };
+/// let (end, now) = (EventTime(0), LogTime(6 * MINUTE_US));
+/// assert_eq!(lateness.state(end, now), BucketState::Settling);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lateness {
     /// After this the bucket is *settling*: late events still count, and its version goes up.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod ads1;
 mod arrow;
 mod bounds;
 mod collect;
