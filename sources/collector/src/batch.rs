@@ -180,10 +180,24 @@ impl Batch {
         self.advertisers.clear();
     }
 
-    /// Adds an event that passed the checks.
+    /// The memory of its texts; that of all else is bounded by the number of rows.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        let texts: usize = self.texts.iter().map(|text| text.bytes.capacity()).sum();
+        let dicts: usize = self.dicts.iter().map(Dictionary::kept_bytes).sum();
+        texts + dicts + self.json.capacity()
+    }
+
+    /// Adds an event that passed the checks. Returns the bytes of text that it took: a text that
+    /// is sent once may be that of many rows, and one that is escaped grows.
     #[inline(always)]
-    pub(crate) fn push(&mut self, sent: &Sent<'_>, checked: &Checked, context: &Context<'_>) {
+    pub(crate) fn push(
+        &mut self,
+        sent: &Sent<'_>,
+        checked: &Checked,
+        context: &Context<'_>,
+    ) -> usize {
         let row = self.rows;
+        let mut bytes = 0;
         self.id_hashes.extend_from_slice(&checked.id_hash);
         self.payload_hashes.push(checked.payload_hash);
         self.event_types.push(checked.event_type as u8);
@@ -192,23 +206,28 @@ impl Batch {
         self.push_numbers(row, checked);
         for_each_field!(sent.present & DICT_FIELDS, number => {
             if let Value::Text(text) = sent.values[number] {
-                self.dicts[usize::from(COLUMN[number])].push(row, text, sent.hashes[number]);
+                let column = &mut self.dicts[usize::from(COLUMN[number])];
+                let before = column.text_bytes();
+                column.push(row, text, sent.hashes[number]);
+                bytes += column.text_bytes() - before;
             }
         });
         for_each_field!(sent.present & PLAIN_FIELDS, number => {
             if let Value::Text(text) = sent.values[number] {
                 self.texts[usize::from(COLUMN[number])].push(row, text);
+                bytes += text.len();
             }
         });
         const RARE: FieldSet = CONSENT | HASHED_FIELDS | Field::ImpressionId.bit();
         let named = sent.has(Field::AdvertiserId);
         if sent.present & RARE != 0 || !sent.extras.is_empty() || context.invalid_reason.is_some() {
-            self.push_rare(row, sent, context);
+            bytes += self.push_rare(row, sent, context);
         }
         if !named {
             self.push_advertiser(row, sent, context);
         }
         self.rows = row + 1;
+        bytes
     }
 
     #[inline(always)]
@@ -231,7 +250,8 @@ impl Batch {
     }
 
     #[inline(never)]
-    fn push_rare(&mut self, row: usize, sent: &Sent<'_>, context: &Context<'_>) {
+    fn push_rare(&mut self, row: usize, sent: &Sent<'_>, context: &Context<'_>) -> usize {
+        let mut bytes = 0;
         for (field, domain, column) in [
             (Field::ImpressionId, Domain::Impression, HASH_IMPRESSION),
             (Field::UserId, Domain::User, HASH_USER),
@@ -245,7 +265,9 @@ impl Batch {
             self.json.clear();
             consent::write(sent, &mut self.json);
             let hash = dictionary_hash(&self.json);
+            let before = self.dicts[DICT_CONSENT].text_bytes();
             self.dicts[DICT_CONSENT].push(row, &self.json, hash);
+            bytes += self.dicts[DICT_CONSENT].text_bytes() - before;
             self.push_word(row, DICT_CONSENT_STATE, state.name());
         }
         if let Some(reason) = context.invalid_reason {
@@ -264,7 +286,9 @@ impl Batch {
             }
             self.json.push(b'}');
             self.texts[TEXT_EXTRA].push(row, &self.json);
+            bytes += self.json.len();
         }
+        bytes
     }
 
     fn push_word(&mut self, row: usize, column: usize, word: &str) {

@@ -32,8 +32,8 @@ use trueup_operators::{
     problem::Problem,
 };
 
-/// Decoders that had larger bodies are not kept.
-const DESK_KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Decoders that have grown larger are not kept.
+pub(crate) const DESK_KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The answer to a batch of events or verdicts.
 #[derive(Serialize)]
@@ -238,13 +238,9 @@ async fn decode(
             publishers: &sender.publishers,
             advertiser_of: &|campaign| metadata.advertiser_of(campaign),
         };
-        let mut bytes = 0;
-        let decoded = plain.and_then(|plain| {
-            bytes = plain.len();
-            desk.decoder.decode(plain, form.format, &rules)
-        });
+        let decoded = plain.and_then(|plain| desk.decoder.decode(plain, form.format, &rules));
         // A desk that has seen a giant has the memory of a giant.
-        if bytes <= DESK_KEPT_BYTES_MAX {
+        if desk.decoder.kept_bytes() <= DESK_KEPT_BYTES_MAX {
             inner.desks.give(desk);
         }
         Metric::DecodeSeconds.observe(start.elapsed());

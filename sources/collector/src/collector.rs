@@ -191,7 +191,8 @@ impl Inner {
 
     pub(crate) fn desk(&self) -> Desk {
         self.desks.take(|| Desk {
-            decoder: Decoder::new(self.key, self.log.partitions(Topic::Events)),
+            decoder: Decoder::new(self.key, self.log.partitions(Topic::Events))
+                .text_bytes_max(self.settings.body_decoded_bytes_max),
             inflater: Inflater::default(),
         })
     }

@@ -5,6 +5,9 @@
 //! that event; a body that is no JSON of the expected shape is a problem of the whole body, and
 //! then nothing of it is taken, because where one event ends and the next begins is not known.
 //!
+//! What a body becomes is bounded as well ([`Decoder::text_bytes_max`]): an Arrow dictionary or
+//! view names one text in many rows, and control characters grow when they are escaped.
+//!
 //! A decoder keeps its memory from body to body. It is for one thread at a time.
 
 use crate::{
@@ -27,6 +30,10 @@ use trueup_operators::{
 
 /// How many bad events an answer names.
 pub(crate) const ERRORS_LISTED_MAX: usize = 100;
+
+/// The most bytes of text that the events of a body may hold, unless a decoder is told otherwise.
+/// Arrow's 32-bit offsets end at four times as much.
+const TEXT_BYTES_MAX: usize = 512 * 1024 * 1024;
 
 /// What a body is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +85,7 @@ pub struct Decoder {
     memo: Memo,
     arena: Bump,
     batches: Vec<Batch>,
+    text_bytes_max: usize,
 }
 
 impl Decoder {
@@ -89,13 +97,28 @@ impl Decoder {
             memo: Memo::default(),
             arena: Bump::new(),
             batches: (0..partitions.max(1)).map(|_| Batch::default()).collect(),
+            text_bytes_max: TEXT_BYTES_MAX,
         }
+    }
+
+    /// The most bytes of text that the frames of one body may hold (at most 512 MiB).
+    #[must_use]
+    pub fn text_bytes_max(mut self, bytes: usize) -> Decoder {
+        self.text_bytes_max = bytes.min(TEXT_BYTES_MAX);
+        self
+    }
+
+    /// About how much memory it holds for the next body.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        let batches: usize = self.batches.iter().map(Batch::kept_bytes).sum();
+        batches + self.arena.allocated_bytes()
     }
 
     /// Decodes a body.
     ///
     /// # Errors
-    /// When the body as a whole is not of the format's shape, is empty or holds too many events.
+    /// When the body as a whole is not of the format's shape, is empty or holds too many events or
+    /// too much text.
     pub fn decode(
         &mut self,
         body: &[u8],
@@ -159,6 +182,8 @@ impl Decoder {
                 stamped: 0,
             },
             events_max: rules.events_max,
+            text_bytes: 0,
+            text_bytes_max: self.text_bytes_max,
             advertiser_of: rules.advertiser_of,
             arena: &self.arena,
             invalid_reason: None,
@@ -184,6 +209,9 @@ pub(crate) struct Intake<'d> {
     batches: &'d mut [Batch],
     terms: Terms<'d>,
     events_max: usize,
+    /// Bytes of text in the batches.
+    text_bytes: usize,
+    text_bytes_max: usize,
     advertiser_of: AdvertiserOf<'d>,
     pub(crate) arena: &'d Bump,
     invalid_reason: Option<&'static str>,
@@ -205,8 +233,11 @@ impl<'d> Intake<'d> {
                     advertiser_of: self.advertiser_of,
                     invalid_reason: self.invalid_reason,
                 };
-                self.batches[usize::from(at)].push(sent, &checked, &context);
+                self.text_bytes += self.batches[usize::from(at)].push(sent, &checked, &context);
                 self.out.accepted += 1;
+                if self.text_bytes > self.text_bytes_max {
+                    return Err(too_much_text(self.text_bytes_max));
+                }
                 Ok(())
             }
             Err(fault) => self.refuse(sent, fault),
@@ -256,6 +287,17 @@ fn too_many_events(events_max: usize) -> Problem {
         "the batch holds too many events",
         format!("the batch holds more than {events_max} events"),
         "send smaller batches, or raise `[limits] events_per_batch_max`",
+    )
+}
+
+#[cold]
+fn too_much_text(bytes_max: usize) -> Problem {
+    Problem::new(
+        413,
+        "decoded_body_too_large",
+        "the decoded events are too large",
+        format!("the events of the body come to more than {bytes_max} bytes of text"),
+        "send smaller batches, or raise `[limits] body_decoded_bytes_max`",
     )
 }
 

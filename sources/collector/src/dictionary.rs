@@ -64,6 +64,17 @@ impl Dictionary {
         self.bytes.clear();
     }
 
+    /// The bytes of its texts.
+    #[inline(always)]
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The memory of its texts.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Whether no row has a value.
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty()

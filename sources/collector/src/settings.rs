@@ -15,7 +15,8 @@ pub struct Settings {
     /// The most bytes of a body as it comes. 413.
     #[serde(deserialize_with = "size")]
     pub body_bytes_max: usize,
-    /// The most bytes of a body once inflated. 413; no more than this is ever allocated for it.
+    /// The most bytes of a body once inflated, and of the text of its events once decoded. 413; no
+    /// more than this, and one event, is ever held of either.
     #[serde(deserialize_with = "size")]
     pub body_decoded_bytes_max: usize,
     /// How long a sender may take for a body. 408.
@@ -108,7 +109,7 @@ impl Settings {
     /// # Errors
     /// Names the first that cannot be used.
     pub fn check(&self) -> Result<(), InvalidSetting> {
-        // Offsets in a body are 32 bits in Arrow; a body of control characters can triple.
+        // Offsets of texts are 32 bits in Arrow, and the decoder stops at the same limit.
         let bytes_max = 512 * MIB as u64;
         let rows_max = FRAME_RECORDS_MAX as u64 - 1;
         let count_max = 10_000_000;

@@ -14,7 +14,7 @@ use arrow_ipc::writer::StreamWriter;
 use std::sync::Arc;
 use trueup_operators::log::Topic;
 
-const ARROW: (&str, &str) = ("content-type", "application/vnd.apache.arrow.stream");
+pub(super) const ARROW: (&str, &str) = ("content-type", "application/vnd.apache.arrow.stream");
 
 pub(super) fn stream(batch: &RecordBatch) -> Vec<u8> {
     let mut writer = StreamWriter::try_new(Vec::new(), batch.schema_ref()).unwrap();
@@ -23,7 +23,7 @@ pub(super) fn stream(batch: &RecordBatch) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
-fn required(rows: usize) -> Vec<(&'static str, ArrayRef)> {
+pub(super) fn required(rows: usize) -> Vec<(&'static str, ArrayRef)> {
     let ids: Vec<String> = (0..rows).map(|n| format!("e{n}")).collect();
     vec![
         ("eventId", Arc::new(StringArray::from(ids))),

@@ -1,10 +1,15 @@
 //! Every limit, and its answer.
 
 use super::{
+    arrow::{ARROW, required, stream},
     http::{batch, event, request, world, world_with},
     memory_log::Mood,
 };
-use crate::{NoPressure, Pressure, Settings};
+use crate::{NoPressure, Pressure, Settings, collect::DESK_KEPT_BYTES_MAX};
+use arrow_array::{
+    ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, StringViewArray,
+    types::Int32Type,
+};
 use axum::body::{Body, Bytes};
 use std::{
     io::Write,
@@ -83,6 +88,69 @@ async fn bombs_and_large_bodies() {
     let stream = Body::from_stream(futures_util::stream::iter(chunks));
     let answer = world.collect_as("collects", &[], stream).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (413, "body_too_large"));
+}
+
+/// Some rows of Arrow with a column that names one text in each of them.
+fn repeated(column: &'static str, array: ArrayRef) -> Vec<u8> {
+    let mut columns = required(array.len());
+    columns.push((column, array));
+    stream(&RecordBatch::try_from_iter(columns).unwrap())
+}
+
+fn dictionary_of(text: &str, rows: usize) -> ArrayRef {
+    let keys = Int32Array::from(vec![0; rows]);
+    let texts = Arc::new(StringArray::from(vec![text]));
+    Arc::new(DictionaryArray::<Int32Type>::try_new(keys, texts).unwrap())
+}
+
+/// Views of a thousand bytes into one text, no two of them the same.
+fn views_of_one_text(rows: usize) -> ArrayRef {
+    let text: String = (0..rows + 1000).map(|n| n.to_string()).collect();
+    let whole = StringViewArray::from(vec![text.as_str()]);
+    let view = |at: usize| {
+        let prefix = u128::from(u32::from_le_bytes(*text.as_bytes()[at..].first_chunk().unwrap()));
+        1000 | prefix << 32 | (at as u128) << 96
+    };
+    let views: Vec<u128> = (0..rows).map(view).collect();
+    let buffers = whole.data_buffers().to_vec();
+    Arc::new(StringViewArray::try_new(views.into(), buffers, None).unwrap())
+}
+
+#[tokio::test]
+async fn a_text_that_is_sent_once_counts_in_every_row() {
+    let limits = settings(|s| s.body_decoded_bytes_max = 1_000_000);
+    let world = world_with(limits, Arc::new(NoPressure));
+    let plain = "x".repeat(8000);
+    let escaped = "\u{1}".repeat(2000);
+    for (body, why) in [
+        (repeated("note", dictionary_of(&plain, 200)), "an extra field"),
+        (repeated("note", dictionary_of(&escaped, 200)), "escapes"),
+        (repeated("sessionId", dictionary_of(&plain[..200], 6000)), "a plain text"),
+        (repeated("userAgent", views_of_one_text(1200)), "texts of a dictionary"),
+        (repeated("gpp", views_of_one_text(1200)), "consent"),
+    ] {
+        assert!(body.len() < 600_000, "{why}: {}", body.len());
+        let answer = world.collect_as("collects", &[ARROW], body).await;
+        assert_eq!(answer.status, 413, "{why}");
+        assert_eq!(answer.code(), "decoded_body_too_large", "{why}");
+    }
+    assert!(world.log.frames(Topic::Events).is_empty());
+    let rows = repeated("note", dictionary_of(&plain, 100));
+    assert_eq!(world.collect_as("collects", &[ARROW], rows).await.json()["accepted"], 100);
+    let feeds = format!(r#","note":"{}""#, "\\n".repeat(4000));
+    let events: Vec<_> = (0..100).map(|n| event(&format!("e{n}"), &feeds)).collect();
+    let answer = world.collect(batch(&events)).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (413, "decoded_body_too_large"));
+}
+
+#[tokio::test]
+async fn a_desk_that_has_grown_is_not_kept() {
+    let world = world();
+    let body = repeated("note", dictionary_of(&"x".repeat(8000), 4000));
+    assert!(body.len() < 500_000);
+    assert_eq!(world.collect_as("collects", &[ARROW], body).await.json()["accepted"], 4000);
+    let desk = world.collector.0.desk();
+    assert!(desk.decoder.kept_bytes() <= DESK_KEPT_BYTES_MAX, "{}", desk.decoder.kept_bytes());
 }
 
 #[tokio::test]
