@@ -21,7 +21,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::Thread,
     time::{Duration, Instant},
@@ -89,6 +89,8 @@ pub struct Epochs {
     settings: EpochSettings,
     /// By worker: the last epoch that its sinks have.
     committed: Vec<AtomicU64>,
+    /// Whether `state` has a fault, for workers that look at every step.
+    failed: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -155,7 +157,8 @@ impl Epochs {
         };
         let committed = (0..workers).map(|_| AtomicU64::new(0)).collect();
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        Ok(Arc::new(Epochs { log, settings, committed, state, changed }))
+        let failed = AtomicBool::new(false);
+        Ok(Arc::new(Epochs { log, settings, committed, failed, state, changed }))
     }
 
     /// A worker's sinks have everything up to `epoch`.
@@ -168,7 +171,13 @@ impl Epochs {
     pub(crate) fn fail(&self, reason: String) {
         tracing::error!(reason, "the run cannot go on");
         self.state.lock().fault.get_or_insert(reason);
+        self.failed.store(true, Ordering::Release);
         self.changed.notify_all();
+    }
+
+    /// Whether the run cannot go on.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
     }
 
     /// Why the run cannot go on, if it cannot.
@@ -330,8 +339,9 @@ impl Epochs {
             announce(row.times(&before));
             for feeder in feeders {
                 let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row) };
-                // A worker that is gone has reported a fault.
                 if feeder.plans.send(plan).is_err() {
+                    // It has said why, if it could; the first reason stays.
+                    self.fail("a worker has ended".into());
                     return Ok(());
                 }
                 feeder.thread.unpark();

@@ -58,7 +58,7 @@ struct Running<B: 'static> {
     held: Vec<Rc<RefCell<Held>>>,
 }
 
-/// Builds the dataflow and runs until the plans end.
+/// Builds the dataflow and runs until the plans end, or the run has a fault.
 pub(crate) fn run<J: Job<N>, const N: usize>(
     worker: &mut Worker,
     job: &J,
@@ -67,14 +67,16 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
     asks: &Receiver<Ask>,
     sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
 ) {
-    let mut running = build(worker, job, shared, sinks);
     let index = worker.index();
+    let _last_words = LastWords { index, shared };
+    let mut running = build(worker, job, shared, sinks);
     let mut reported = 0;
-    loop {
+    while !shared.epochs.has_failed() {
         match plans.try_recv() {
             Ok(plan) => {
                 if let Err(reason) = running.feed(index, worker.peers(), shared, &plan) {
-                    return shared.epochs.fail(format!("worker {index}: {reason}"));
+                    shared.epochs.fail(format!("worker {index}: {reason}"));
+                    break;
                 }
             }
             Err(TryRecvError::Empty) => {
@@ -94,9 +96,34 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
             shared.epochs.commit(index, committed);
         }
     }
+    // Inputs that end complete the epoch that is under way. After a fault it is not whole, so the
+    // dataflow goes first; nor would it ever end, while a ledger that stopped holds its epoch.
+    let abandon_if_failed = |worker: &mut Worker| {
+        if shared.epochs.has_failed() {
+            for dataflow in worker.installed_dataflows() {
+                worker.drop_dataflow(dataflow);
+            }
+        }
+    };
+    abandon_if_failed(worker);
     drop(running);
-    while worker.has_dataflows() && shared.epochs.fault().is_none() {
+    while worker.has_dataflows() {
         worker.step_or_park(Some(PARK));
+        abandon_if_failed(worker);
+    }
+}
+
+/// Says that a worker panicked, so that nobody waits for it.
+struct LastWords<'a> {
+    index: usize,
+    shared: &'a Shared,
+}
+
+impl Drop for LastWords<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.epochs.fail(format!("worker {} ended by a panic", self.index));
+        }
     }
 }
 

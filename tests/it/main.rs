@@ -11,6 +11,7 @@
 //! | [`subscribe`] | cut off, slow or stalled, a subscriber's sum is the view |
 //! | [`bad_input`] | what no client should send has a defined answer and harms nobody |
 //! | [`faults`] | full disk, torn write, flipped bit, clock, second server, SIGTERM |
+//! | [`halt`] | a fault ends the run, and nothing of its epoch is shown |
 //! | [`command_line`] | exit codes, messages, configuration, generated traffic |
 //! | [`orders`] | another job, killed with -9 again and again, is right in the end |
 //! | [`fuzzed`] | the fuzz targets' entry points over a corpus and random changes to it |
@@ -32,6 +33,7 @@ mod faults;
 mod finality;
 mod first_curl;
 mod fuzzed;
+mod halt;
 mod mutate;
 mod orders;
 mod replay;
