@@ -36,7 +36,7 @@ pub trait Pressure: Send + Sync + 'static {
     /// Whether more events may come.
     ///
     /// # Errors
-    /// 429 `dataflow_behind` with a `Retry-After`.
+    /// 429 `dataflow_behind`, or 503 when nothing is taken for longer, with a `Retry-After`.
     fn check(&self) -> Result<(), Problem>;
 }
 

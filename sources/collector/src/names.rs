@@ -21,6 +21,8 @@ pub enum Metric {
     AppendSeconds,
     /// Counter by `reason`: clicks and pixels that were kept as invalid.
     PixelsInvalid,
+    /// Counter by `reason`: clicks and pixels that were not taken.
+    PixelsRefused,
     /// Counter: pixels of an ad without metadata whose campaign nobody named.
     PixelsUnknownCampaign,
     /// Counter: clicks of IPs that found no room among the watched ones.
@@ -44,6 +46,7 @@ impl Metric {
             Metric::DecodeSeconds => "trueup_collector_decode_seconds",
             Metric::AppendSeconds => "trueup_collector_append_seconds",
             Metric::PixelsInvalid => "trueup_collector_pixels_invalid_total",
+            Metric::PixelsRefused => "trueup_collector_pixels_refused_total",
             Metric::PixelsUnknownCampaign => "trueup_collector_pixels_unknown_campaign_total",
             Metric::IpsUnwatched => "trueup_collector_ips_unwatched_total",
             Metric::VerdictsAccepted => "trueup_collector_verdicts_accepted_total",

@@ -9,6 +9,11 @@
 //! is not part of the payload hash, so a retry with the same `event_id` is a duplicate. Without
 //! `event_id` every request is an event of its own.
 //!
+//! A collector that takes no batches (it is draining, the dataflow is behind, its state is full)
+//! takes no clicks and pixels either: like those that the log cannot take they are answered 503
+//! with a `Retry-After`, because a redirect or a GIF says that the event is durable. None of them
+//! goes without a trace: [`Metric::PixelsRefused`] counts them by the code of their answer.
+//!
 //! Robots, prefetching browsers and IPs above their limit get the answer that anybody gets; their
 //! events are kept with the reason why they are invalid. `HEAD` asks what `GET` would answer and is
 //! no event.
@@ -210,6 +215,7 @@ impl Draft {
     }
 }
 
+/// Takes the event of a request, and counts it if it cannot be taken.
 async fn take(
     inner: &Arc<Inner>,
     request: &Parts,
@@ -220,6 +226,21 @@ async fn take(
     if request.method == Method::HEAD {
         return Ok(());
     }
+    let result = match inner.pressure.check() {
+        Ok(()) => record(inner, request, query, kind, ad).await,
+        // A browser is not the one that sends too much: to it the server is busy.
+        Err(problem) => Err(Problem { status: 503, ..problem }),
+    };
+    result.inspect_err(|problem| Metric::PixelsRefused.add_by("reason", problem.code, 1))
+}
+
+async fn record(
+    inner: &Arc<Inner>,
+    request: &Parts,
+    query: &Parameters,
+    kind: EventType,
+    ad: Option<&Ad>,
+) -> Result<(), Problem> {
     let now_us = inner.now_us();
     let headers = &request.headers;
     let ip = client_ip(inner, request);

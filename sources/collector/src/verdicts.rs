@@ -1,6 +1,7 @@
 //! `POST /v1/verdicts`: what fraud detection decided of events and impressions. The verdicts of a
 //! body become one frame of the verdicts topic; a verdict that breaks a rule is an error of that
-//! verdict. Nothing is looked up: a verdict may come before its event.
+//! verdict. Nothing is looked up: a verdict may come before its event, and is remembered until
+//! then. So verdicts are pushed back like events when the dataflow is behind or its state is full.
 //!
 //! Sending verdicts again is harmless (the latest decision wins), so there is no idempotency key.
 
@@ -47,6 +48,7 @@ async fn accept(inner: Arc<Inner>, request: Request) -> Result<Response, Problem
     inner.sender(&parts.headers, Action::Judge)?;
     let encoding = Encoding::of(header_text(&parts.headers, "content-encoding"))?;
     let _place = inner.enter()?;
+    inner.pressure.check()?;
     let mut bounds = inner.bounds();
     bounds.bytes_max = bounds.bytes_max.min(BODY_BYTES_MAX);
     let whole = inner.held.collect(body, content_length(&parts.headers), bounds).await?;

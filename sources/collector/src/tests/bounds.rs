@@ -2,6 +2,7 @@
 
 use super::{
     arrow::{ARROW, required, stream},
+    counters::Counters,
     http::{batch, event, request, world, world_with},
     memory_log::Mood,
 };
@@ -266,6 +267,40 @@ async fn the_dataflow_pushes_back() {
     assert_eq!(answer.header("retry-after"), Some("3"));
     behind.0.store(false, Ordering::Relaxed);
     assert_eq!(world.collect(batch(&[event("e", "")])).await.status, 202);
+}
+
+#[tokio::test]
+async fn verdicts_and_pixels_are_pushed_back_as_well() {
+    let counters = Counters::default();
+    let _recorder = metrics::set_default_local_recorder(&counters);
+    let behind = Arc::new(Behind(AtomicBool::new(true)));
+    let world = world_with(Settings::default(), behind.clone());
+    let ad = r#"{"landingUrl":"https://shop.example/"}"#;
+    assert_eq!(world.put("/v1/ads/a", &[], ad).await.status, 201);
+    let verdict = r#"{"verdicts":[{"eventId":"e","verdict":"invalid",
+        "decidedAt":"2026-04-27T15:00:00Z"}]}"#;
+    let judge = || request("POST", "/v1/verdicts", "judges", &[], verdict);
+    let answer = world.send(judge()).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (429, "dataflow_behind"));
+    assert_eq!(answer.header("retry-after"), Some("3"));
+    let pixels = ["/click?ad_id=a", "/i?ad_id=a", "/conversion?ad_id=a"];
+    for uri in pixels {
+        let answer = world.send(request("GET", uri, "", &[], Body::empty())).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "dataflow_behind"));
+        assert_eq!(answer.header("retry-after"), Some("3"), "{uri}");
+    }
+    assert_eq!(counters.get("trueup_collector_pixels_refused_total dataflow_behind"), 3);
+    assert!(world.log.frames(Topic::Events).is_empty());
+    assert!(world.log.frames(Topic::Verdicts).is_empty());
+    behind.0.store(false, Ordering::Relaxed);
+    assert_eq!(world.send(judge()).await.status, 202);
+    for (uri, status) in pixels.into_iter().zip([302, 200, 200]) {
+        let answer = world.send(request("GET", uri, "", &[], Body::empty())).await;
+        assert_eq!(answer.status, status, "{uri}");
+    }
+    world.log.set(Mood::Failing);
+    assert_eq!(world.send(request("GET", pixels[1], "", &[], Body::empty())).await.status, 503);
+    assert_eq!(counters.get("trueup_collector_pixels_refused_total log_unavailable"), 1);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ mod ads1;
 mod arrow;
 mod bounds;
 mod collect;
+mod counters;
 mod fuzz;
 mod http;
 mod memory_log;
