@@ -9,6 +9,10 @@
 //! is not part of the payload hash, so a retry with the same `event_id` is a duplicate. Without
 //! `event_id` every request is an event of its own.
 //!
+//! Anybody can send a pixel, so its `event_id` is one of a namespace of its own: `event_id=order-1`
+//! becomes the event `px:order-1` (that is how it is looked up and judged), and cannot take the id
+//! `order-1` away from the sender whose token says who it is.
+//!
 //! A collector that takes no batches (it is draining, the dataflow is behind, its state is full)
 //! takes no clicks and pixels either: like those that the log cannot take they are answered 503
 //! with a `Retry-After`, because a redirect or a GIF says that the event is durable. None of them
@@ -25,7 +29,9 @@ use crate::{
     consent::{write_string, write_value},
     decode::Single,
     fault::{FREE_PARAMETERS_MAX, OCCURRED_US_MAX, OCCURRED_US_MIN, shown},
-    fields::{FIELDS, FREE_TEXT_BYTES_MAX, Field, FieldSet, ID_BYTES_MAX, Rule},
+    fields::{
+        EVENT_ID_BYTES_MAX, FIELDS, FREE_TEXT_BYTES_MAX, Field, FieldSet, ID_BYTES_MAX, Rule,
+    },
     metadata::Ad,
     names::Metric,
     scan::Value,
@@ -48,13 +54,15 @@ use trueup_operators::{
 /// and counted; a row of this campaign says that metadata is missing.
 pub(crate) const UNKNOWN_CAMPAIGN: &str = "(unknown)";
 
+/// What the ids begin with that pixels bring along.
+pub(crate) const ID_PREFIX: &str = "px:";
+
 /// A transparent GIF of one pixel.
 pub(crate) const GIF: [u8; 43] = *b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff\
     !\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;";
 
 /// Parameters and the fields that they fill.
-const PARAMETERS: [(&str, Field); 20] = [
-    ("event_id", Field::EventId),
+const PARAMETERS: [(&str, Field); 19] = [
     ("creative", Field::CreativeId),
     ("user_id", Field::UserId),
     ("session", Field::SessionId),
@@ -320,14 +328,12 @@ fn draft_required(
     ad: Option<&Ad>,
     now_us: i64,
 ) -> Result<(), Problem> {
+    draft.text(Field::EventId, &event_id(query, used, now_us)?);
     let mut take = |name: &str| {
         let at = query.iter().position(|(n, _)| n == name)?;
         used[at] = true;
         Some(query[at].1.as_str())
     };
-    if draft.present & Field::EventId.bit() == 0 {
-        draft.text(Field::EventId, &format!("px_{}", ulid(now_us)?));
-    }
     draft.text(Field::EventType, kind.name());
     draft.text(Field::AdId, take("ad_id").unwrap_or_default());
     let said = find(query, "campaign_id").filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()));
@@ -360,6 +366,19 @@ fn draft_required(
         draft.text(Field::PriceBasis, basis_name(ad.and_then(|ad| ad.price_basis)));
     }
     Ok(())
+}
+
+/// The id that the query brings along, in the namespace of such ids, or a new one.
+fn event_id(query: &Parameters, used: &mut [bool], now_us: i64) -> Result<String, Problem> {
+    let fits = 1..=EVENT_ID_BYTES_MAX - ID_PREFIX.len();
+    let said = query.iter().position(|(name, id)| name == "event_id" && fits.contains(&id.len()));
+    match said {
+        Some(at) => {
+            used[at] = true;
+            Ok(format!("{ID_PREFIX}{}", query[at].1))
+        }
+        None => Ok(format!("px_{}", ulid(now_us)?)),
+    }
 }
 
 const fn basis_name(basis: Option<PriceBasis>) -> &'static str {

@@ -1,7 +1,7 @@
 //! `/click`, `/i` and `/conversion`.
 
 use super::{
-    http::{Answer, KEY, NOW_US, World, request, world, world_with},
+    http::{Answer, KEY, NOW_US, World, batch, event, request, world, world_with},
     memory_log::Mood,
     rows::{Row, hex, rows},
 };
@@ -189,9 +189,32 @@ async fn a_retry_with_its_event_id_is_the_same_payload() {
     visit(&world, uri, &[("user-agent", "another")], Some("192.0.2.2:1")).await;
     visit(&world, "/click?ad_id=ad_1&event_id=ev_1&user_id=u2", &[PERSON], None).await;
     let rows = events_of(&world);
-    assert!(rows.iter().all(|row| row["event_id"] == "ev_1"));
+    assert!(rows.iter().all(|row| row["event_id"] == "px:ev_1"));
     assert_eq!(rows[0]["payload_hash"], rows[1]["payload_hash"]);
     assert_ne!(rows[0]["payload_hash"], rows[2]["payload_hash"]);
+}
+
+#[tokio::test]
+async fn a_pixel_cannot_take_an_id_away_from_a_sender() {
+    let world = with_ad().await;
+    visit(&world, "/conversion?ad_id=ad_1&event_id=order-123", &[PERSON], None).await;
+    world.collect(batch(&[event("order-123", "")])).await;
+    let mut rows = events_of(&world);
+    rows.sort_by(|a, b| a["event_id"].cmp(&b["event_id"]));
+    for (row, id) in rows.iter().zip(["order-123", "px:order-123"]) {
+        assert_eq!(row["event_id"], id);
+        assert_eq!(row["id_hash"], hex(&KEY.hash(Domain::Event, id.as_bytes())));
+    }
+    // The longest id that still fits, and one that does not and is kept as what it is.
+    for (bytes, fits) in [(125, true), (126, false)] {
+        let world = with_ad().await;
+        let id = "x".repeat(bytes);
+        let uri = format!("/click?ad_id=ad_1&event_id={id}");
+        assert_eq!(visit(&world, &uri, &[PERSON], None).await.status, 302);
+        let row = &events_of(&world)[0];
+        assert_eq!(row["event_id"] == format!("px:{id}"), fits);
+        assert_eq!(row.get("extra").is_some_and(|extra| extra.contains(&id)), !fits);
+    }
 }
 
 #[tokio::test]
