@@ -9,7 +9,8 @@
 //! | `scan` `wide` `sent` `check` `batch` `decode` | a body becomes one Arrow batch per partition, in one pass |
 //! | `fields` `fault` `payload` `instant` `consent` `dictionary` | the rules, errors and hashes of an event |
 //! | `body` `inflate` `rate` `idempotency` `pool` `settings` | what keeps it bounded |
-//! | `collect` `pixel` `pixel_group` `bots` `verdicts` `metadata` `metadata_routes` `router` | the routes |
+//! | `pixel` `pixel_group` `client` `bots` | clicks and pixels |
+//! | `collect` `verdicts` `metadata` `metadata_routes` `router` | the other routes |
 //!
 //! Two promises start here. *Nothing is both acknowledged and lost*: an answer of 202, 302 or a
 //! GIF is given only after the log has said that the events are durable. *Nothing is silent*:
@@ -21,6 +22,7 @@ mod batch;
 mod body;
 mod bots;
 mod check;
+mod client;
 mod collect;
 mod collector;
 mod consent;

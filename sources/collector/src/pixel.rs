@@ -24,6 +24,7 @@
 
 use crate::{
     bots,
+    client::{client_ip, network},
     collect::{mistake, ulid},
     collector::{Collector, Inner, header_text},
     consent::{write_string, write_value},
@@ -38,14 +39,11 @@ use crate::{
 };
 use axum::{
     body::Body,
-    extract::{ConnectInfo, Query, Request, State},
+    extract::{Query, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 use trueup_operators::{
     event::EventType, hash::Domain, money::PriceBasis, problem::Problem, time::format_rfc3339,
 };
@@ -251,7 +249,7 @@ async fn record(
 ) -> Result<(), Problem> {
     let now_us = inner.now_us();
     let headers = &request.headers;
-    let ip = client_ip(inner, request);
+    let ip = client_ip(request, inner.settings.trusted_proxies);
     let mut draft = Draft { json: Vec::with_capacity(512), present: 0, stamped: 0 };
     let mut used = vec![false; query.len()];
     fill(&mut draft, query, &mut used);
@@ -424,26 +422,6 @@ fn stamp_sender(draft: &mut Draft, headers: &HeaderMap, user_agent: &str, ip: Op
     }
 }
 
-/// The client's IP: the peer's, or the entry of `X-Forwarded-For` that the outermost trusted proxy
-/// added. Entries before it are the client's own words.
-fn client_ip(inner: &Inner, request: &Parts) -> Option<IpAddr> {
-    let peer = request.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-    let proxies = inner.settings.trusted_proxies;
-    if proxies == 0 {
-        return peer.map(|ip| ip.to_canonical());
-    }
-    let entries: Vec<&str> = request
-        .headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .filter_map(|header| header.to_str().ok())
-        .flat_map(|header| header.split(','))
-        .map(str::trim)
-        .collect();
-    let at = entries.len().checked_sub(proxies)?;
-    entries[at].parse().ok().map(|ip: IpAddr| ip.to_canonical())
-}
-
 fn invalid_reason(
     inner: &Inner,
     kind: EventType,
@@ -452,7 +430,7 @@ fn invalid_reason(
     now_us: i64,
 ) -> Option<&'static str> {
     // A robot's clicks count towards its IP's limit as well.
-    let hash = ip.map(|ip| inner.key.hash(Domain::Ip, ip.to_string().as_bytes()));
+    let hash = ip.map(|ip| inner.key.hash(Domain::Ip, network(ip).to_string().as_bytes()));
     let over = kind == EventType::Click && hash.is_some_and(|ip| !inner.clicks.admit(ip, now_us));
     let prefetch = ["sec-purpose", "purpose", "x-moz"]
         .into_iter()

@@ -49,7 +49,8 @@ pub struct Settings {
     /// IPs that are watched at the same time; those that find no room are not limited.
     pub ip_windows_max: usize,
     /// Proxies in front of the collector that add to `X-Forwarded-For`: the client's IP is so many
-    /// entries from its end. 0: the header is ignored and the peer's IP counts.
+    /// entries from its end. 0: the header is ignored. The peer's IP counts then, and whenever the
+    /// header has no address at that place.
     pub trusted_proxies: usize,
     /// The most bytes of the query of `/click`, `/i` and `/conversion`. 414.
     #[serde(deserialize_with = "size")]

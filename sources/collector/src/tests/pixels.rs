@@ -6,7 +6,7 @@ use super::{
     rows::{Row, hex, rows},
 };
 use crate::{NoPressure, Settings, pixel::GIF};
-use axum::{body::Body, extract::ConnectInfo};
+use axum::{body::Body, extract::ConnectInfo, http::HeaderValue};
 use serde_json::Value;
 use std::{
     net::SocketAddr,
@@ -178,6 +178,33 @@ async fn the_client_is_who_the_trusted_proxy_saw() {
     visit(&world, "/i?ad_id=a", &[PERSON, forwarded], Some("10.0.0.1:1")).await;
     let row = &events_of(&world)[0];
     assert_eq!(row["ip_hash"], hex(&KEY.hash(Domain::Ip, b"198.51.100.7")));
+}
+
+#[tokio::test]
+async fn nobody_gets_around_the_limit_of_clicks() {
+    for (proxies, forwarded) in [(0, None), (1, Some(&b"\xe9, 203.0.113.9"[..])), (1, None)] {
+        let settings = Settings {
+            trusted_proxies: proxies,
+            clicks_per_minute_per_ip_max: 10,
+            ..Settings::default()
+        };
+        let world = world_with(settings, Arc::new(NoPressure));
+        world.put("/v1/ads/a", &[], r#"{"landingUrl":"https://shop.example/"}"#).await;
+        for n in 0..15 {
+            let mut click = request("GET", "/click?ad_id=a", "", &[PERSON], Body::empty());
+            // Addresses of one household.
+            let peer: SocketAddr = format!("[2001:db8::{n:x}]:9").parse().unwrap();
+            click.extensions_mut().insert(ConnectInfo(peer));
+            if let Some(forwarded) = forwarded {
+                let value = HeaderValue::from_bytes(forwarded).unwrap();
+                click.headers_mut().insert("x-forwarded-for", value);
+            }
+            assert_eq!(world.send(click).await.status, 302);
+        }
+        let rows = events_of(&world);
+        let over = rows.iter().filter(|row| row.contains_key("invalid_reason")).count();
+        assert_eq!((rows.len(), over), (15, 5), "behind {proxies} proxies");
+    }
 }
 
 #[tokio::test]
