@@ -256,7 +256,7 @@ fn integer<'a>(
 ) -> Result<i64, Fault<'a>> {
     let integer = match value {
         Value::Integer(integer) => integer,
-        // More than 18 digits, and no bound is that high.
+        // It does not fit into 64 bits, and no bound is that high.
         Value::Number(written) if written.iter().all(|b| b.is_ascii_digit() || *b == b'-') => {
             return Err(Fault::OutOfRange { field, value });
         }

@@ -7,7 +7,8 @@
 //! that the collector adds. A field that is `null` counts as not sent.
 //!
 //! Nested values are hashed in the same way: the members of an object in any order, the elements
-//! of an array in theirs. Other numbers (`1.50`, `1e3`) are hashed as written.
+//! of an array in theirs. Numbers that are no whole numbers of 64 bits (`1.50`, `1e3`, twenty
+//! digits) are hashed as written.
 //!
 //! The hash is stored and compared for as long as the correction horizon: the constants below
 //! must never change.

@@ -38,7 +38,7 @@ pub(crate) struct Syntax {
 pub(crate) enum Value<'a> {
     /// A string, escapes resolved.
     Text(&'a [u8]),
-    /// A whole number of at most 18 digits.
+    /// A whole number of 64 bits, with its sign.
     Integer(i64),
     /// Any other number, as written.
     Number(&'a [u8]),
@@ -355,7 +355,7 @@ impl<'a> Scanner<'a> {
         if whole > 1 && self.text[first] == b'0' {
             return Err(Syntax { at: first, what: "a number must not start with 0" });
         }
-        let mut integer = whole <= 18;
+        let mut integer = true;
         if self.byte() == Some(b'.') {
             self.at += 1;
             integer = false;
@@ -371,11 +371,16 @@ impl<'a> Scanner<'a> {
                 return self.error(NO_DIGIT);
             }
         }
-        if !integer {
-            return Ok(Value::Number(&self.text[start..self.at]));
-        }
-        let value = self.text[first..self.at].iter().fold(0, |v, d| v * 10 + i64::from(d - b'0'));
-        Ok(Value::Integer(if first > start { -value } else { value }))
+        let written = &self.text[start..self.at];
+        Ok(match whole {
+            _ if !integer => Value::Number(written),
+            ..=18 => {
+                let digits = self.text[first..self.at].iter();
+                let value = digits.fold(0, |v, d| v * 10 + i64::from(d - b'0'));
+                Value::Integer(if first > start { -value } else { value })
+            }
+            _ => long_integer(written),
+        })
     }
 
     /// Checks a value of any kind and goes behind it, without recursion: which of the open levels
@@ -442,6 +447,13 @@ impl<'a> Scanner<'a> {
             None => self.error("the text ends where a value should be"),
         }
     }
+}
+
+/// A whole number that may be too long for 64 bits.
+#[cold]
+fn long_integer(written: &[u8]) -> Value<'_> {
+    let integer = std::str::from_utf8(written).ok().and_then(|text| text.parse().ok());
+    integer.map_or(Value::Number(written), Value::Integer)
 }
 
 /// The first `"`, `\` or control character at or after `at`; the length of the text if none.

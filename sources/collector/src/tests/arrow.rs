@@ -64,6 +64,25 @@ async fn arrow_and_json_copies_are_the_same() {
 }
 
 #[tokio::test]
+async fn whole_numbers_are_the_same_up_to_the_last_digit() {
+    let signed = [i64::MIN, -1_000_000_000_000_000_000, 999_999_999_999_999_999, i64::MAX];
+    let unsigned = [1_u64, 1_000_000_000_000_000_000, i64::MAX as u64 + 1, u64::MAX];
+    let (arrow, json) = (world(), world());
+    let mut columns = required(4);
+    columns.push(("signed", Arc::new(Int64Array::from(signed.to_vec()))));
+    columns.push(("unsigned", Arc::new(UInt64Array::from(unsigned.to_vec()))));
+    let body = stream(&RecordBatch::try_from_iter(columns).unwrap());
+    assert_eq!(arrow.collect_as("collects", &[ARROW], body).await.json()["accepted"], 4);
+    let numbers = signed.into_iter().zip(unsigned).enumerate();
+    let events: Vec<String> = numbers
+        .map(|(n, (s, u))| event(&format!("e{n}"), &format!(r#","signed":{s},"unsigned":{u}"#)))
+        .collect();
+    assert_eq!(json.collect(json_batch(&events)).await.json()["accepted"], 4);
+    let of = |log: &super::memory_log::MemoryLog| sorted(rows(&log.frames(Topic::Events), 4));
+    assert_eq!(of(&arrow.log), of(&json.log));
+}
+
+#[tokio::test]
 async fn every_type_that_the_contract_names() {
     let one = |name: &'static str, array: ArrayRef| {
         let mut columns = required(1);
