@@ -78,6 +78,12 @@ impl Gate {
         result
     }
 
+    /// How many queries run or wait.
+    #[cfg(test)]
+    pub(crate) fn inside(&self) -> usize {
+        self.inside.load(Ordering::Acquire)
+    }
+
     fn busy(&self, detail: String) -> Problem {
         metrics::counter!("trueup_queries_turned_away_total").increment(1);
         Problem::new(

@@ -54,6 +54,9 @@ pub(crate) fn of_read(error: ReadError) -> Problem {
             detail,
             "ask for a shorter range, a coarser granularity or fewer dimensions",
         ),
+        ReadError::NotKept { .. } => {
+            wrong("range_not_kept", detail, "begin and end on a full hour or day, or begin later")
+        }
         ReadError::TooMuchToRead { .. } => {
             wrong("too_much_to_read", detail, "ask for a shorter range or a coarser granularity")
         }

@@ -223,13 +223,7 @@ impl Fixture {
     }
 
     pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-        let mut stream = Stream::open(self.at, method, path, headers).await;
-        let mut body = Vec::new();
-        while let Some(chunk) = stream.chunk().await {
-            body.extend(chunk);
-        }
-        let body = String::from_utf8(body).unwrap();
-        Answer { status: stream.status, headers: stream.headers, body }
+        Answer::of(Stream::open(self.at, method, path, headers).await).await
     }
 
     /// Asks, and expects rows.
@@ -253,6 +247,15 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    pub(crate) async fn of(mut stream: Stream) -> Answer {
+        let mut body = Vec::new();
+        while let Some(chunk) = stream.chunk().await {
+            body.extend(chunk);
+        }
+        let body = String::from_utf8(body).unwrap();
+        Answer { status: stream.status, headers: stream.headers, body }
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }

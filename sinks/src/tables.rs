@@ -15,7 +15,7 @@ use trueup_operators::{
     event::{Fate, Position},
     feed::EpochTimes,
     symbols::Symbols,
-    time::{Bucket, BucketState, Epoch, Granularity, Lateness},
+    time::{Bucket, BucketState, Epoch, Granularity, Lateness, format_rfc3339},
 };
 
 /// Why a read cannot be answered.
@@ -58,6 +58,19 @@ pub enum ReadError {
         /// The limit.
         scan_rows_max: u64,
     },
+    /// One row over a range was asked for, and a part of the range has left the view.
+    #[error(
+        "the range needs what is kept by {} from {}, and that begins at {}",
+        granularity.name(), format_rfc3339(*start_us), format_rfc3339(*kept_from_us)
+    )]
+    NotKept {
+        /// The table that was to be read.
+        granularity: Granularity,
+        /// From here on.
+        start_us: i64,
+        /// What it still has.
+        kept_from_us: i64,
+    },
 }
 
 /// Which rows: all that have each of these values.
@@ -73,13 +86,20 @@ pub struct Filter {
     pub fate: Option<Fate>,
 }
 
-/// How the buckets of a sum become rows.
+/// Buckets of one table.
+pub type Span = (Granularity, Range<Bucket>);
+
+/// How the buckets of a sum become rows. A row that would add up several buckets of which some have
+/// left the view is never less than it says: the row is left out, or the sum refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Slots {
     /// Each bucket is one.
     Each,
     /// All buckets together are one.
     One,
+    /// All buckets together with these, which follow them in time: a range whose ends are read by
+    /// minute and its middle by day.
+    Joined(Vec<Span>),
     /// Each bucket of the range belongs to a slot with a start of its own: local days.
     Mapped {
         /// The slot of each bucket, from the first bucket of the range on.
@@ -112,6 +132,17 @@ pub struct SumQuery {
     pub scan_rows_max: u64,
     /// The epoch; the newest when absent.
     pub epoch: Option<Epoch>,
+}
+
+impl SumQuery {
+    /// Everything that is read, in the order of time.
+    pub(crate) fn spans(&self) -> Vec<Span> {
+        let mut spans = vec![(self.granularity, self.buckets.clone())];
+        if let Slots::Joined(more) = &self.slots {
+            spans.extend_from_slice(more);
+        }
+        spans
+    }
 }
 
 /// The answer to a [`SumQuery`].

@@ -26,14 +26,15 @@ use axum::{
     http::{HeaderMap, Uri},
     response::Response,
 };
-use plan::Plan;
-use std::sync::Arc;
+use plan::{Plan, Unnamed};
+use std::{ops::Range, sync::Arc};
 use trueup_operators::{
     access::Action,
+    feed::EpochTimes,
     problem::Problem,
     time::{EventTime, MINUTE_US, format_rfc3339},
 };
-use trueup_sinks::{Slots, Summed, block::RowRef};
+use trueup_sinks::{ReadError, Summed, Tables, block::RowRef};
 
 type State_ = State<Arc<Queries>>;
 type Answer = Result<Response, Problem>;
@@ -50,7 +51,8 @@ pub(crate) async fn campaign(
     let dimensions = list(params.text("dimensions")?);
     let from = params.time("from")?;
     let to = params.time("to")?;
-    let plan = Plan::new(&queries, &mut params, dimensions, from..to, Some(campaign), true)?;
+    let plan =
+        Plan::new(&queries, &mut params, dimensions, from..to, Some(campaign), Unnamed::Hours)?;
     answer(queries, plan, params).await
 }
 
@@ -63,7 +65,8 @@ pub(crate) async fn analytics(State(queries): State_, headers: HeaderMap, uri: U
     let dimensions = names.map(|name| long_name(&name).to_owned()).collect();
     let from = params.time("start")?;
     let to = params.time("end")?;
-    let plan = Plan::new(&queries, &mut params, dimensions, from..to, Some(campaign), true)?;
+    let plan =
+        Plan::new(&queries, &mut params, dimensions, from..to, Some(campaign), Unnamed::Hours)?;
     answer(queries, plan, params).await
 }
 
@@ -74,7 +77,7 @@ pub(crate) async fn totals(State(queries): State_, headers: HeaderMap, uri: Uri)
     let dimensions = list(params.text("dimensions")?);
     let from = params.time("from")?;
     let to = params.time("to")?;
-    let plan = Plan::new(&queries, &mut params, dimensions, from..to, None, false)?;
+    let plan = Plan::new(&queries, &mut params, dimensions, from..to, None, Unnamed::Whole)?;
     answer(queries, plan, params).await
 }
 
@@ -94,17 +97,15 @@ pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) ->
     })?;
     let window_us = span(params.text("window")?.as_deref().unwrap_or("5m"))?;
     let limit = params.limit(10, queries.limits.page_rows_max)?;
-    let at = queries.tables.visible().ok_or_else(|| of_read(trueup_sinks::ReadError::NotReady))?;
-    // The window ends with the minute that the log is complete to.
-    let to = at.frontier.0.max(0).div_euclid(MINUTE_US) * MINUTE_US + MINUTE_US;
-    let range = (to - window_us).max(0)..to;
-    let mut plan = Plan::new(&queries, &mut params, by, range, None, false)?;
-    params.finish()?;
-    plan.query.epoch = Some(at.epoch);
-    let tables = Arc::clone(&queries.tables);
-    let runtime = Arc::clone(&queries.runtime);
+    let asked = Arc::clone(&queries);
     let body = queries.gate.run(move || {
-        let summed = tables.sum(&plan.query).map_err(of_read)?;
+        let tables = &asked.tables;
+        // The turn has come: the window ends now, and the sum is free to choose its epoch.
+        let at = tables.visible().ok_or_else(|| of_read(ReadError::NotReady))?;
+        let range_us = window(at, window_us);
+        let plan = Plan::new(&asked, &mut params, by, range_us, None, Unnamed::Window(at))?;
+        params.finish()?;
+        let summed = plan.sum(tables.as_ref())?;
         let mut rows: Vec<RowRef<'_>> = summed.rows.rows().collect();
         // Stable, so equal ones stay in the order of their texts.
         rows.sort_by_key(|row| std::cmp::Reverse(row.values[metric_at]));
@@ -116,11 +117,17 @@ pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) ->
             format_rfc3339(plan.range_us.start),
             format_rfc3339(plan.range_us.end)
         ));
-        write_rows(&mut body, &plan, tables.symbols(), &summed, &rows, runtime.now_us());
+        write_rows(&mut body, &plan, tables.as_ref(), &summed, &rows, asked.runtime.now_us());
         body.push('}');
         Ok(body)
     });
     Ok(json(body.await?))
+}
+
+/// The window ends with the minute that the log is complete to.
+fn window(at: EpochTimes, window_us: i64) -> Range<i64> {
+    let end_us = at.frontier.0.max(0).div_euclid(MINUTE_US) * MINUTE_US + MINUTE_US;
+    (end_us - window_us).max(0)..end_us
 }
 
 /// Answers with the page that the parameters ask for.
@@ -135,18 +142,14 @@ async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> An
     let skip = token.map_or(0, |t| t.place[0] as usize);
     let (tables, runtime) = (Arc::clone(&queries.tables), Arc::clone(&queries.runtime));
     let body = queries.gate.run(move || {
-        let summed = tables.sum(&plan.query).map_err(of_read)?;
+        let summed = plan.sum(tables.as_ref())?;
         let rows: Vec<RowRef<'_>> =
             summed.rows.rows().filter(|row| plan.shows(row, summed.at)).collect();
         let end = rows.len().min(skip.saturating_add(limit));
         let page = &rows[skip.min(end)..end];
         let mut body = String::with_capacity(page.len() * 256 + 256);
         body.push('{');
-        write_rows(&mut body, &plan, tables.symbols(), &summed, page, runtime.now_us());
-        let kept_from_us = tables.kept_from_us(plan.query.granularity, summed.at);
-        if plan.range_us.start < kept_from_us {
-            body.push_str(&format!(",\"keptFrom\":\"{}\"", format_rfc3339(kept_from_us)));
-        }
+        write_rows(&mut body, &plan, tables.as_ref(), &summed, page, runtime.now_us());
         body.push_str(",\"nextPageToken\":");
         if end < rows.len() {
             let token = Token { epoch: summed.at.epoch, place: [end as u64, 0, 0] };
@@ -163,14 +166,14 @@ async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> An
 fn write_rows(
     body: &mut String,
     plan: &Plan,
-    symbols: &trueup_operators::symbols::Symbols,
+    tables: &dyn Tables,
     summed: &Summed,
     page: &[RowRef<'_>],
     now_us: i64,
 ) {
     let shape = Shape::new(plan.names.iter().map(String::as_str), plan.columns.iter().copied());
     let extras = ReportExtras { freshness_us: now_us - summed.at.frontier.0 };
-    let mut rows = Rows::new(&shape, symbols, page.iter().copied());
+    let mut rows = Rows::new(&shape, tables.symbols(), page.iter().copied());
     body.push_str("\"rows\":[");
     for (i, row) in page.iter().enumerate() {
         if i > 0 {
@@ -184,6 +187,9 @@ fn write_rows(
     body.push_str(&format!(",\"completeTo\":\"{}\"", format_rfc3339(summed.at.frontier.0)));
     body.push_str(",\"rollup\":");
     push_text(body, &plan.rollup);
+    if let Some(kept_us) = plan.kept_from_us(tables, summed.at) {
+        body.push_str(&format!(",\"keptFrom\":\"{}\"", format_rfc3339(kept_us)));
+    }
 }
 
 /// A list of names, separated by commas.
@@ -221,11 +227,6 @@ fn span(text: &str) -> Result<i64, Problem> {
     number.zip(unit_us).and_then(|(n, unit)| n.checked_mul(unit)).ok_or_else(|| {
         wrong("bad_window", format!("`window` is `{text}`"), "write it as 90s, 5m, 24h or 7d")
     })
-}
-
-/// Whether sums over this range come from each bucket or from all together.
-fn slots_of(is_by_bucket: bool) -> Slots {
-    if is_by_bucket { Slots::Each } else { Slots::One }
 }
 
 /// The first instant of a time's minute, for messages.

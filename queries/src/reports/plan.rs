@@ -5,13 +5,18 @@
 //! of equals the first in the configuration, so that the pages of an answer agree. The range is
 //! aligned outward to the granularity.
 //!
+//! A range that is one row is read by the coarsest buckets that fit into it, and at its ends by
+//! finer ones: less is read, and minutes are needed only where they are still kept. What has left
+//! the views is never missing from a row: a local day that lost an hour is no row of the answer,
+//! and one row over a range that lost a part is refused.
+//!
 //! Days of a time zone are made from hours, or from minutes where the zone's midnight is not on a
 //! full hour. A day of 23 or 25 hours is what it is.
 
-use super::{shown, slots_of};
+use super::shown;
 use crate::{
     params::{Params, nearest},
-    problems::wrong,
+    problems::{of_read, wrong},
     server::Queries,
 };
 use std::ops::Range;
@@ -19,9 +24,21 @@ use trueup_operators::{
     feed::EpochTimes,
     problem::Problem,
     rollup::RollupSpec,
-    time::{Bucket, BucketState, DAY_US, EventTime, Granularity, HOUR_US, Lateness},
+    time::{Bucket, BucketState, DAY_US, EventTime, Granularity, HOUR_US, Lateness, MINUTE_US},
 };
-use trueup_sinks::{Filter, Slots, SumQuery, block::RowRef};
+use trueup_sinks::{Filter, ReadError, Slots, Span, SumQuery, Summed, Tables, block::RowRef};
+
+/// What a range becomes when no granularity is named.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Unnamed {
+    /// A row an hour.
+    Hours,
+    /// One row.
+    Whole,
+    /// One row, which begins earlier where the buckets of its beginning have left the views at this
+    /// epoch, and those of the hour or the day that they are in have not.
+    Window(EpochTimes),
+}
 
 /// A report that can be asked.
 #[derive(Debug)]
@@ -42,15 +59,14 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans a report. `by_bucket`: a granularity that is not named is `hour`; otherwise none, and
-    /// the whole range is one row a set of dimensions.
+    /// Plans a report.
     pub(super) fn new(
         queries: &Queries,
         params: &mut Params,
         names: Vec<String>,
         range_us: Range<i64>,
         campaign: Option<String>,
-        by_bucket: bool,
+        unnamed: Unnamed,
     ) -> Result<Plan, Problem> {
         let granularity = params.granularity()?;
         let zone = params.text("timezone")?.filter(|z| z != "UTC");
@@ -62,72 +78,104 @@ impl Plan {
                 "`from` is inclusive and `to` exclusive: make `to` the later one",
             ));
         }
-        let asked = granularity.or(by_bucket.then_some(Granularity::Hour));
-        let cut = match &zone {
-            Some(zone) => Cut::local_days(zone, granularity, &range_us, queries)?,
-            None => Cut::plain(asked, &range_us),
+        let needed = needed(&names, campaign.is_some())?;
+        let rollups = queries.tables.catalog().rollups();
+        let hours = matches!(unnamed, Unnamed::Hours).then_some(Granularity::Hour);
+        let (rollup, cut) = match (&zone, granularity.or(hours)) {
+            (Some(zone), _) => {
+                let cut = Cut::local_days(zone, granularity, &range_us, queries)?;
+                (choose(rollups, &needed, &[cut.granularity])?, cut)
+            }
+            (None, Some(by)) => (choose(rollups, &needed, &[by])?, Cut::by(by, &range_us)),
+            (None, None) => {
+                let mut range_us = outward(MINUTE_US, &range_us);
+                let rollup = choose(rollups, &needed, &fitting(&range_us))?;
+                if let Unnamed::Window(at) = unnamed {
+                    range_us.start = kept_start(queries, rollup.1, range_us.start, at);
+                }
+                (rollup, Cut::whole(&rollup.1.granularities, &range_us))
+            }
         };
-        let buckets = i64::from(cut.buckets.end.0) - i64::from(cut.buckets.start.0);
-        let buckets_max = queries.limits.range_buckets_max;
-        if buckets > i64::from(buckets_max) {
-            return Err(wrong(
-                "range_too_long",
-                format!("the range spans {buckets} buckets by {}", cut.granularity.name()),
-                format!("ask for at most {buckets_max}, or for a coarser granularity"),
-            ));
-        }
-        Plan::over(queries, cut, names, campaign, is_billing)
+        cut.check(queries.limits.range_buckets_max)?;
+        Ok(Plan::over(queries, rollup, cut, names, campaign, is_billing))
     }
 
     fn over(
         queries: &Queries,
+        (number, rollup): (u16, &RollupSpec),
         cut: Cut,
         names: Vec<String>,
         campaign: Option<String>,
         is_billing: bool,
-    ) -> Result<Plan, Problem> {
-        if let Some((_, name)) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
-            return Err(wrong(
-                "repeated_dimension",
-                format!("the dimension `{name}` is named twice"),
-                "name each dimension once",
-            ));
-        }
-        let catalog = queries.tables.catalog();
-        let mut needed = names.clone();
-        if campaign.is_some() {
-            needed.push("campaignId".to_owned());
-        }
-        let (number, rollup) = choose(catalog.rollups(), &needed, cut.granularity)?;
-        let position = |name: &String| rollup.position(name).unwrap_or_default();
+    ) -> Plan {
+        let position = |name: &str| rollup.position(name).unwrap_or_default();
         let mut filter = Filter::default();
         if let Some(campaign) = campaign {
-            filter.dimensions.push((position(&"campaignId".to_owned()), campaign));
+            filter.dimensions.push((position("campaignId"), campaign));
         }
-        let range_us =
-            cut.granularity.start(cut.buckets.start).0..cut.granularity.start(cut.buckets.end).0;
         let query = SumQuery {
             rollup: number,
             granularity: cut.granularity,
             buckets: cut.buckets,
             filter,
-            by: names.iter().map(position).collect(),
+            by: names.iter().map(|name| position(name)).collect(),
             slots: cut.slots,
             finalized_only: is_billing,
             rows_max: queries.limits.rows_max,
             scan_rows_max: queries.limits.scan_rows_max,
             epoch: None,
         };
-        Ok(Plan {
+        Plan {
             query,
-            columns: catalog.columns(),
+            columns: queries.tables.catalog().columns(),
             rollup: rollup.name.clone(),
             names,
-            range_us,
+            range_us: cut.range_us,
             lateness: queries.tables.lateness(),
             bounds_us: cut.bounds_us,
             is_billing,
+        }
+    }
+
+    /// Asks for the sum.
+    pub(super) fn sum(&self, tables: &dyn Tables) -> Result<Summed, Problem> {
+        tables.sum(&self.query).map_err(|error| {
+            let is_not_kept = matches!(error, ReadError::NotKept { .. });
+            let problem = of_read(error);
+            match self.first_kept_us(tables).filter(|_| is_not_kept) {
+                None => problem,
+                Some(first_us) => Problem {
+                    hint: format!(
+                        "the first instant from which this can be answered up to {} is {}",
+                        shown(self.range_us.end),
+                        shown(first_us)
+                    ),
+                    ..problem
+                },
+            }
         })
+    }
+
+    /// The first instant of the range from which one row over it can be given now.
+    fn first_kept_us(&self, tables: &dyn Tables) -> Option<i64> {
+        let at = tables.visible()?;
+        let rollup = &tables.catalog().rollups()[usize::from(self.query.rollup)];
+        let end_us = self.range_us.end;
+        let is_kept = |(g, buckets): &Span| g.start(buckets.start).0 >= tables.kept_from_us(*g, at);
+        let first = |g: &Granularity| {
+            let next_us = outward(g.width_us(), &(0..self.range_us.start)).end;
+            let start_us = next_us.max(tables.kept_from_us(*g, at));
+            let spans = tiles(&rollup.granularities, start_us..end_us);
+            (!spans.is_empty() && spans.iter().all(is_kept)).then_some(start_us)
+        };
+        rollup.granularities.iter().filter_map(first).min()
+    }
+
+    /// Where the rows that can still be given begin, if that is later than the range does.
+    pub(super) fn kept_from_us(&self, tables: &dyn Tables, at: EpochTimes) -> Option<i64> {
+        let kept_us = tables.kept_from_us(self.query.granularity, at);
+        let whole_us = self.bounds_us.iter().find(|&&start| start >= kept_us);
+        (self.range_us.start < kept_us).then(|| whole_us.copied().unwrap_or(kept_us))
     }
 
     /// The state of a row. A slot of several buckets is not final before its end is, even if all
@@ -151,21 +199,43 @@ struct Cut {
     granularity: Granularity,
     buckets: Range<Bucket>,
     slots: Slots,
+    range_us: Range<i64>,
     bounds_us: Vec<i64>,
 }
 
 impl Cut {
-    fn plain(asked: Option<Granularity>, range_us: &Range<i64>) -> Cut {
-        // Without a granularity: the coarsest that the range is aligned to.
-        let is_aligned = |g: &Granularity| {
-            range_us.start % g.width_us() == 0 && range_us.end % g.width_us() == 0
+    /// A row a bucket.
+    fn by(granularity: Granularity, range_us: &Range<i64>) -> Cut {
+        let range_us = outward(granularity.width_us(), range_us);
+        let buckets = buckets(granularity, &range_us);
+        Cut { granularity, buckets, slots: Slots::Each, range_us, bounds_us: Vec::new() }
+    }
+
+    /// One row over a range that can be made up of buckets of these granularities.
+    fn whole(kept: &[Granularity], range_us: &Range<i64>) -> Cut {
+        let mut spans = tiles(kept, range_us.clone()).into_iter();
+        let minutes = (Granularity::Minute, buckets(Granularity::Minute, range_us));
+        let (granularity, buckets) = spans.next().unwrap_or(minutes);
+        let slots = Slots::Joined(spans.collect());
+        let bounds_us = vec![range_us.start, range_us.end];
+        Cut { granularity, buckets, slots, range_us: range_us.clone(), bounds_us }
+    }
+
+    fn check(&self, buckets_max: u32) -> Result<(), Problem> {
+        let count = |buckets: &Range<Bucket>| i64::from(buckets.end.0) - i64::from(buckets.start.0);
+        let more = match &self.slots {
+            Slots::Joined(more) => more.iter().map(|(_, buckets)| count(buckets)).sum(),
+            _ => 0,
         };
-        let coarsest = Granularity::ALL.into_iter().rev().find(is_aligned);
-        let granularity = asked.or(coarsest).unwrap_or(Granularity::Minute);
-        let buckets = aligned(granularity, range_us);
-        let ends = [granularity.start(buckets.start).0, granularity.start(buckets.end).0];
-        let bounds_us = if asked.is_some() { Vec::new() } else { ends.to_vec() };
-        Cut { granularity, buckets, slots: slots_of(asked.is_some()), bounds_us }
+        let buckets = count(&self.buckets) + more;
+        if buckets <= i64::from(buckets_max) {
+            return Ok(());
+        }
+        Err(wrong(
+            "range_too_long",
+            format!("the range spans {buckets} buckets by {}", self.granularity.name()),
+            format!("ask for at most {buckets_max}, or for a coarser granularity"),
+        ))
     }
 
     fn local_days(
@@ -194,7 +264,8 @@ impl Cut {
         let is_hourly = starts_us.iter().all(|us| us % HOUR_US == 0);
         let granularity = if is_hourly { Granularity::Hour } else { Granularity::Minute };
         let (first, last) = (starts_us[0], starts_us[starts_us.len() - 1]);
-        let buckets = aligned(granularity, &(first..last));
+        let range_us = outward(granularity.width_us(), &(first..last));
+        let buckets = buckets(granularity, &range_us);
         let slot_of = (buckets.start.0..buckets.end.0)
             .map(|b| {
                 let start = granularity.start(Bucket(b)).0;
@@ -202,7 +273,7 @@ impl Cut {
             })
             .collect();
         let slots = Slots::Mapped { slot_of, starts_us: starts_us.clone() };
-        Ok(Cut { granularity, buckets, slots, bounds_us: starts_us })
+        Ok(Cut { granularity, buckets, slots, range_us, bounds_us: starts_us })
     }
 }
 
@@ -230,10 +301,63 @@ fn local_midnights(zone: &str, range_us: &Range<i64>) -> Result<Vec<i64>, Proble
     }
 }
 
-fn aligned(granularity: Granularity, range_us: &Range<i64>) -> Range<Bucket> {
-    let width = granularity.width_us();
-    let start = granularity.bucket(EventTime(range_us.start));
-    start..granularity.bucket(EventTime(range_us.end + width - 1))
+/// A range with its ends moved outward to full multiples of a width.
+fn outward(width_us: i64, range_us: &Range<i64>) -> Range<i64> {
+    let end_us = range_us.end + width_us - 1;
+    range_us.start.div_euclid(width_us) * width_us..end_us.div_euclid(width_us) * width_us
+}
+
+/// The buckets that lie within a range.
+fn buckets(granularity: Granularity, range_us: &Range<i64>) -> Range<Bucket> {
+    let last = EventTime(range_us.start + granularity.width_us() - 1);
+    granularity.bucket(last)..granularity.bucket(EventTime(range_us.end))
+}
+
+/// The granularities whose buckets can make up a range, coarsest first.
+fn fitting(range_us: &Range<i64>) -> Vec<Granularity> {
+    let fits = |g: &Granularity| outward(g.width_us(), range_us) == *range_us;
+    Granularity::ALL.into_iter().rev().filter(fits).collect()
+}
+
+/// Cuts a range that fits the finest of these granularities into the coarsest buckets that lie
+/// within it, and its ends into finer ones.
+fn tiles(kept: &[Granularity], range_us: Range<i64>) -> Vec<Span> {
+    let Some(&coarsest) = kept.iter().max().filter(|_| !range_us.is_empty()) else {
+        return Vec::new();
+    };
+    let finer: Vec<Granularity> = kept.iter().copied().filter(|g| *g < coarsest).collect();
+    let inner = buckets(coarsest, &range_us);
+    if inner.start >= inner.end {
+        return tiles(&finer, range_us);
+    }
+    let inner_us = coarsest.start(inner.start).0..coarsest.start(inner.end).0;
+    let mut spans = tiles(&finer, range_us.start..inner_us.start);
+    spans.push((coarsest, inner));
+    spans.extend(tiles(&finer, inner_us.end..range_us.end));
+    spans
+}
+
+/// Where a window begins: at the start of the finest bucket around its beginning that is kept.
+/// If none is, the sum will say so.
+fn kept_start(queries: &Queries, rollup: &RollupSpec, start_us: i64, at: EpochTimes) -> i64 {
+    let start_of = |g: &Granularity| {
+        let bucket_us = g.start(g.bucket(EventTime(start_us))).0;
+        (bucket_us >= queries.tables.kept_from_us(*g, at)).then_some(bucket_us)
+    };
+    rollup.granularities.iter().filter_map(start_of).max().unwrap_or(start_us)
+}
+
+/// The dimensions that a rollup has to have.
+fn needed(names: &[String], of_campaign: bool) -> Result<Vec<String>, Problem> {
+    if let Some((_, name)) = names.iter().enumerate().find(|(i, n)| names[..*i].contains(n)) {
+        return Err(wrong(
+            "repeated_dimension",
+            format!("the dimension `{name}` is named twice"),
+            "name each dimension once",
+        ));
+    }
+    let campaign = of_campaign.then(|| "campaignId".to_owned());
+    Ok(names.iter().cloned().chain(campaign).collect())
 }
 
 fn basis(params: &mut Params) -> Result<bool, Problem> {
@@ -248,11 +372,11 @@ fn basis(params: &mut Params) -> Result<bool, Problem> {
     }
 }
 
-/// The smallest rollup that has all dimensions, by this granularity.
+/// The smallest rollup that has all dimensions, by any of these granularities.
 fn choose<'a>(
     rollups: &'a [RollupSpec],
     needed: &[String],
-    granularity: Granularity,
+    granularities: &[Granularity],
 ) -> Result<(u16, &'a RollupSpec), Problem> {
     let mut known: Vec<&str> =
         rollups.iter().flat_map(|r| &r.dimensions).map(String::as_str).collect();
@@ -270,7 +394,8 @@ fn choose<'a>(
     let with_all = |r: &&(usize, &RollupSpec)| needed.iter().all(|n| r.1.position(n).is_some());
     let all: Vec<_> = rollups.iter().enumerate().collect();
     let fitting: Vec<_> = all.iter().filter(with_all).collect();
-    let kept = fitting.iter().filter(|r| r.1.granularities.contains(&granularity));
+    let is_kept = |r: &RollupSpec| granularities.iter().any(|g| r.granularities.contains(g));
+    let kept = fitting.iter().filter(|r| is_kept(r.1));
     match kept.min_by_key(|r| r.1.dimensions.len()) {
         Some((number, rollup)) => Ok((*number as u16, rollup)),
         None if fitting.is_empty() => Err(wrong(
@@ -280,10 +405,14 @@ fn choose<'a>(
         )),
         None => Err(wrong(
             "unsupported_granularity",
-            format!("no rollup keeps {} by {}", needed.join(", "), granularity.name()),
+            format!("no rollup keeps {} by {}", needed.join(", "), by(granularities)),
             format!("the sets and their granularities are: {}", sets(rollups)),
         )),
     }
+}
+
+fn by(granularities: &[Granularity]) -> String {
+    granularities.iter().map(|g| g.name()).collect::<Vec<_>>().join(" or ")
 }
 
 fn sets(rollups: &[RollupSpec]) -> String {

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 use crate::{
     Limits,
-    tests::{Fixture, metrics, time},
+    tests::{Answer, Fixture, Stream, metrics, time},
 };
 use serde_json::{Value, json};
 use trueup_operators::time::{HOUR_US, MINUTE_US};
@@ -295,4 +295,144 @@ async fn an_answer_says_when_its_range_begins_before_what_is_kept() {
     f.add(&[]);
     assert_eq!(f.rows(path).await.len(), 0);
     assert_eq!(f.rows(&path.replace("minute", "hour")).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_local_day_that_lost_a_part_is_no_row() {
+    let mut f = Fixture::new().await;
+    let key = ["c1", "p1", "SE", "ios"];
+    f.set_frontier(time("2026-04-30T00:00:00Z"));
+    // In India the 27th is 18:30 to 18:30 UTC.
+    let hours = ["2026-04-26T19:00:00Z", "2026-04-27T12:00:00Z", "2026-04-27T19:00:00Z"];
+    f.add(&hours.map(|at| (at, key, metrics(1, 0, 0))));
+    let path = "/v1/reports/campaigns/c1?from=2026-04-27T00:00:00Z&to=2026-04-28T00:00:00Z\
+                &granularity=day&timezone=Asia/Kolkata";
+    let days = |answer: Value| -> Vec<(Value, Value)> {
+        let rows = answer["rows"].as_array().unwrap().clone();
+        rows.iter().map(|r| (r["bucketStart"].clone(), r["impressions"].clone())).collect()
+    };
+    let first = (json!("2026-04-26T18:30:00Z"), json!(2));
+    let second = (json!("2026-04-27T18:30:00Z"), json!(1));
+    assert_eq!(days(f.get(path).await.json()), [first, second.clone()]);
+    // Minutes are kept 24 hours and 3 days: those of the first day's evening have gone.
+    f.set_frontier(time("2026-05-01T06:00:00Z"));
+    f.add(&[]);
+    let answer = f.get(path).await.json();
+    assert_eq!(answer["keptFrom"], "2026-04-27T18:30:00Z");
+    assert_eq!(days(answer), [second]);
+    f.set_frontier(time("2026-05-03T00:00:00Z"));
+    f.add(&[]);
+    let answer = f.get(path).await.json();
+    assert_eq!(answer["keptFrom"], "2026-04-29T00:00:00Z");
+    assert_eq!(days(answer), []);
+}
+
+#[tokio::test]
+async fn totals_over_a_range_of_which_a_part_has_gone_are_refused() {
+    let mut f = Fixture::new().await;
+    let key = ["c1", "p1", "SE", "ios"];
+    let ats = [
+        "2026-04-25T23:59:00Z",
+        "2026-04-26T00:10:00Z",
+        "2026-04-26T11:00:00Z",
+        "2026-05-02T05:00:00Z",
+        "2026-05-02T06:30:00Z",
+        "2026-05-02T06:31:00Z",
+    ];
+    f.set_frontier(time("2026-05-02T07:00:00Z"));
+    f.add(&ats.map(|at| (at, key, metrics(1, 0, 0))));
+    let path = |from: &str, to: &str| format!("/v1/reports/totals?from={from}&to={to}");
+    let to = "2026-05-02T06:31:00Z";
+    // Days in the middle, hours and minutes at the end: minutes from a week ago are not needed.
+    for (from, impressions) in
+        [("2026-04-25T23:00:00Z", 5), ("2026-04-26", 4), ("2026-04-26T11:00:00Z", 3)]
+    {
+        let rows = f.rows(&path(from, to)).await;
+        assert_eq!((rows.len(), &rows[0]["impressions"]), (1, &json!(impressions)), "{from}");
+        assert_eq!(
+            time(rows[0]["bucketStart"].as_str().unwrap()),
+            crate::params::time("", from).unwrap()
+        );
+        assert_eq!(rows[0]["state"], "settling");
+    }
+    let hint = async |from, to| {
+        let answer = f.get(&path(from, to)).await;
+        assert_eq!(answer.problem(), (400, "range_not_kept".into()));
+        answer.json()["hint"].as_str().unwrap().to_owned()
+    };
+    let first = "the first instant from which this can be answered up to";
+    assert_eq!(
+        hint("2026-04-26T00:05:00Z", to).await,
+        format!("{first} {to} is 2026-04-26T01:00:00Z")
+    );
+    assert_eq!(
+        hint("2026-02-03T04:05:00Z", to).await,
+        format!("{first} {to} is 2026-02-04T00:00:00Z")
+    );
+    // No beginning helps when the end needs what has gone.
+    assert!(
+        hint("2026-04-26", "2026-04-26T11:01:00Z").await.starts_with("begin and end on a full")
+    );
+}
+
+#[tokio::test]
+async fn top_covers_the_window_that_it_names() {
+    let mut f = Fixture::new().await;
+    let key = |c| [c, "p1", "SE", "ios"];
+    let end = "2026-05-02T06:30:20Z";
+    f.set_frontier(time(end));
+    f.add(&[
+        ("2026-04-25T05:59:00Z", key("before"), metrics(0, 100, 0)),
+        ("2026-04-25T06:10:00Z", key("first"), metrics(0, 50, 0)),
+        ("2026-04-28T06:10:00Z", key("middle"), metrics(0, 40, 0)),
+        ("2026-05-02T06:30:00Z", key("last"), metrics(0, 30, 0)),
+        ("2026-05-02T06:31:00Z", key("after"), metrics(0, 20, 0)),
+    ]);
+    let top = f.get("/v1/reports/top?window=7d").await.json();
+    // Minutes are kept four days, so a week begins with a full hour.
+    assert_eq!(
+        (&top["from"], &top["to"]),
+        (&json!("2026-04-25T06:00:00Z"), &json!("2026-05-02T06:31:00Z"))
+    );
+    let names = |top: &Value| -> Vec<Value> {
+        top["rows"].as_array().unwrap().iter().map(|r| r["campaignId"].clone()).collect()
+    };
+    assert_eq!(names(&top), ["first", "middle", "last"]);
+    let day = f.get("/v1/reports/top?window=24h").await.json();
+    assert_eq!((&day["from"], names(&day)), (&json!("2026-05-01T06:31:00Z"), vec![json!("last")]));
+    assert_eq!(f.problem("/v1/reports/top?window=1000d").await, (400, "range_not_kept".into()));
+    let by_minute = f.get("/v1/reports/top?window=7d&granularity=minute").await.json();
+    assert_eq!(by_minute["keptFrom"], "2026-04-28T06:30:00Z");
+}
+
+#[tokio::test]
+async fn top_waits_for_its_turn_and_then_takes_the_newest_epoch() {
+    let limits = Limits { running_max: 1, ..Limits::default() };
+    let mut f = Fixture::with(limits, vec![], 20_000).await;
+    let row = ("2026-04-27T11:59:00Z", ["c1", "p1", "SE", "ios"], metrics(1, 1, 0));
+    f.add(&[row]);
+    let (open, opened) = std::sync::mpsc::channel::<()>();
+    let queries = std::sync::Arc::clone(&f.queries);
+    let first = tokio::spawn(async move {
+        queries.gate.run(move || opened.recv().map_err(|_| unreachable!())).await
+    });
+    until(|| f.queries.gate.inside() == 1).await;
+    let at = f.at;
+    let top = tokio::spawn(async move {
+        Answer::of(Stream::open(at, "GET", "/v1/reports/top", &[]).await).await
+    });
+    until(|| f.queries.gate.inside() == 2).await;
+    // The history goes past the epoch that was the newest when it was asked.
+    let newest = (0..100).map(|_| f.add(&[row])).last();
+    open.send(()).unwrap();
+    first.await.unwrap().unwrap();
+    let top = top.await.unwrap();
+    assert_eq!(top.status, 200, "{}", top.body);
+    assert_eq!(top.json()["asOfEpoch"].as_u64(), newest);
+}
+
+async fn until(done: impl Fn() -> bool) {
+    while !done() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
 }

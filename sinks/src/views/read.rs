@@ -14,7 +14,10 @@ use crate::{
     block::RowBlock,
     catalog::Catalog,
     incidents,
-    tables::{Filter, IncidentKey, IncidentPage, Page, Place, ReadError, Slots, SumQuery, Summed},
+    tables::{
+        Filter, IncidentKey, IncidentPage, Page, Place, ReadError, Slots, Span, SumQuery, Summed,
+        Tables,
+    },
 };
 use hashbrown::{HashMap, HashTable};
 use std::ops::Range;
@@ -25,7 +28,7 @@ use trueup_operators::{
     hash::mix,
     metrics::Group,
     symbols::{Symbol, Symbols},
-    time::{Bucket, BucketState, Epoch, Granularity},
+    time::{Bucket, BucketState, Epoch, EventTime, Granularity},
 };
 
 /// A page looks at this many rows at most.
@@ -143,44 +146,70 @@ pub(crate) fn sum<const N: usize, M: Group>(
     query: &SumQuery,
 ) -> Result<Summed, ReadError> {
     let at = views.epochs.at(query.epoch)?;
-    let table = TableId { rollup: query.rollup, granularity: query.granularity };
     let filter = Compiled::new(&query.filter, &views.symbols);
+    if matches!(query.slots, Slots::One | Slots::Joined(_)) {
+        check_kept(views, query, at)?;
+    }
     let mut sums =
         Sums { rows: Vec::new(), index: HashTable::new(), last: 0, spilled: HashMap::new() };
     if !filter.is_empty() {
-        collect(views, table, query, &filter, at, &mut sums)?;
+        let mut left = query.scan_rows_max;
+        for span in query.spans() {
+            collect(views, query, &span, &filter, at, &mut left, &mut sums)?;
+        }
     }
     Ok(Summed { at, rows: sorted(views, query, &sums) })
 }
 
+/// Refuses a row over a range of which a part has left the view.
+fn check_kept<const N: usize, M: Group>(
+    views: &Views<N, M>,
+    query: &SumQuery,
+    at: EpochTimes,
+) -> Result<(), ReadError> {
+    for (granularity, buckets) in query.spans() {
+        let start_us = granularity.start(buckets.start).0;
+        let kept_from_us = views.kept_from_us(granularity, at);
+        if !buckets.is_empty() && start_us < kept_from_us {
+            return Err(ReadError::NotKept { granularity, start_us, kept_from_us });
+        }
+    }
+    Ok(())
+}
+
 fn collect<const N: usize, M: Group>(
     views: &Views<N, M>,
-    table: TableId,
     query: &SumQuery,
+    (granularity, buckets): &Span,
     filter: &Compiled,
     at: EpochTimes,
+    left: &mut u64,
     sums: &mut Sums<N, M>,
 ) -> Result<(), ReadError> {
+    let table = TableId { rollup: query.rollup, granularity: *granularity };
+    let first_kept = granularity.bucket(EventTime(views.kept_from_us(*granularity, at)));
     // Every row of the table is one of the answer: nothing has to be looked up. (With a single
     // dimension the `(other)` row of a key has the same key, so those two have to meet.)
     let dimensions = views.dimensions(table);
     let is_one_to_one =
         query.slots == Slots::Each && dimensions > 1 && keeps_all(&query.by, filter, dimensions);
-    let mut left = query.scan_rows_max;
     let mut chunk = Vec::new();
     for shard in &views.shards {
-        for bucket in shard.buckets(table, &query.buckets) {
+        for bucket in shard.buckets(table, buckets) {
             let Some(state) = views.state(table.granularity, bucket, at) else { continue };
             if query.finalized_only && !state.is_finalized() {
                 continue;
             }
-            let slot = slot_of(&query.slots, bucket.0 - query.buckets.start.0);
+            let slot = slot_of(&query.slots, bucket.0 - buckets.start.0);
+            if first_of(query, slot) < first_kept {
+                continue;
+            }
             let mut reader = BucketReader::new(shard, table, bucket, at.epoch, filter.reach())?;
             let mut place = Some(0);
             while let Some(from) = place {
                 chunk.clear();
                 place = reader.read(from, &mut chunk)?;
-                left = left
+                *left = left
                     .checked_sub(chunk.len() as u64)
                     .ok_or(ReadError::TooMuchToRead { scan_rows_max: query.scan_rows_max })?;
                 for (_, row) in chunk.iter().filter(|(_, row)| filter.takes(row)) {
@@ -218,8 +247,19 @@ fn kept<const N: usize, M>(by: &[usize], row: &Row<N, M>) -> [Symbol; N] {
 fn slot_of(slots: &Slots, offset: i32) -> u32 {
     match slots {
         Slots::Each => offset as u32,
-        Slots::One => 0,
+        Slots::One | Slots::Joined(_) => 0,
         Slots::Mapped { slot_of, .. } => slot_of.get(offset as usize).copied().unwrap_or(0),
+    }
+}
+
+/// The first bucket of a slot that has several, which has to be kept for the slot to be whole.
+fn first_of(query: &SumQuery, slot: u32) -> Bucket {
+    match &query.slots {
+        Slots::Mapped { slot_of, .. } => {
+            Bucket(query.buckets.start.0 + slot_of.partition_point(|&s| s < slot) as i32)
+        }
+        // The others were checked, or are of one bucket each.
+        _ => Bucket(i32::MAX),
     }
 }
 
@@ -227,7 +267,7 @@ fn start_of(query: &SumQuery, slot: u32) -> i64 {
     let first = query.buckets.start;
     match &query.slots {
         Slots::Each => query.granularity.start(Bucket(first.0 + slot as i32)).0,
-        Slots::One => query.granularity.start(first).0,
+        Slots::One | Slots::Joined(_) => query.granularity.start(first).0,
         Slots::Mapped { starts_us, .. } => starts_us.get(slot as usize).copied().unwrap_or(0),
     }
 }

@@ -321,9 +321,17 @@ impl Model {
                 continue;
             }
             let bucket = table.granularity.bucket(trueup_operators::time::EventTime(row.start_us));
+            if let Slots::Mapped { slot_of, .. } = &query.slots {
+                let slot = slot_of[(bucket.0 - query.buckets.start.0) as usize];
+                let first = slot_of.iter().position(|&s| s == slot).unwrap_or_default() as i32;
+                let at = self.script[epoch as usize].0;
+                if self.state(table, Bucket(query.buckets.start.0 + first), at).is_none() {
+                    continue;
+                }
+            }
             let start_us = match &query.slots {
                 Slots::Each => row.start_us,
-                Slots::One => table.granularity.start(query.buckets.start).0,
+                Slots::One | Slots::Joined(_) => table.granularity.start(query.buckets.start).0,
                 Slots::Mapped { slot_of, starts_us } => {
                     starts_us[slot_of[(bucket.0 - query.buckets.start.0) as usize] as usize]
                 }

@@ -1,6 +1,7 @@
 //! Single rules, a case each.
 use super::*;
 use crate::tables::{Start, Step};
+use std::ops::Range;
 use trueup_operators::{
     change::{Change, Changes},
     event::Position,
@@ -171,6 +172,49 @@ fn a_state_is_a_column_and_a_bucket_leaves_at_last() {
     assert_eq!(rows(&views, &Filter::default(), None), []);
     assert_eq!(rows(&views, &Filter::default(), Some(4)).len(), 2);
     assert_eq!(views.kept_from_us(Granularity::Minute, times(5, 7 * MINUTE_US)), MINUTE_US);
+}
+
+#[test]
+fn a_row_over_buckets_of_which_one_has_gone_is_never_summed() {
+    let (views, mut sinks) = views(settings(1));
+    views.announce(times(0, 0));
+    let of = |bucket, changes| Changes { table: TABLE, bucket: Bucket(bucket), changes };
+    let changes = (0..4).map(|b| of(b, vec![change(0, [2, 4], 0, 0, 1)])).collect();
+    sinks[0].commit(Commit { changes, ..commit(0, vec![]) });
+    // Bucket 0 has left the view.
+    views.announce(times(1, 7 * MINUTE_US));
+    sinks[0].commit(commit(1, vec![]));
+    let over = |buckets: Range<i32>, slots| SumQuery {
+        rollup: 0,
+        granularity: Granularity::Minute,
+        buckets: Bucket(buckets.start)..Bucket(buckets.end),
+        filter: Filter::default(),
+        by: vec![],
+        slots,
+        finalized_only: false,
+        rows_max: 10,
+        scan_rows_max: 50,
+        epoch: None,
+    };
+    let sums = |query: &SumQuery| -> Vec<(i64, i64)> {
+        let summed = views.sum(query).unwrap();
+        summed.rows.rows().map(|r| (r.start_us / MINUTE_US, r.values[0])).collect()
+    };
+    let gone = |start_us| {
+        let (granularity, kept_from_us) = (Granularity::Minute, MINUTE_US);
+        Some(ReadError::NotKept { granularity, start_us, kept_from_us })
+    };
+    assert_eq!(sums(&over(0..4, Slots::Each)), [(1, 1), (2, 1), (3, 1)]);
+    assert_eq!(views.sum(&over(0..4, Slots::One)).err(), gone(0));
+    assert_eq!(sums(&over(1..4, Slots::One)), [(1, 3)]);
+    let days = |starts_us| Slots::Mapped { slot_of: vec![0, 0, 1, 1], starts_us };
+    assert_eq!(sums(&over(0..4, days(vec![0, 2 * MINUTE_US]))), [(2, 2)]);
+    let joined = |hours: Range<i32>| {
+        let buckets = Bucket(hours.start)..Bucket(hours.end);
+        Slots::Joined(vec![(Granularity::Hour, buckets)])
+    };
+    assert_eq!(views.sum(&over(0..4, joined(1..2))).err(), gone(0));
+    assert_eq!(sums(&over(1..4, joined(1..2))), [(1, 3)]);
 }
 
 #[test]
