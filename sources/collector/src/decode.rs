@@ -82,7 +82,9 @@ pub struct Decoded {
 pub struct Decoder {
     key: HashKey,
     checker: Checker,
-    memo: Memo,
+    /// Of documents, and of lines: white space in the one may be the end of the record in the
+    /// other, so nothing is carried over.
+    memos: [Memo; 2],
     arena: Bump,
     batches: Vec<Batch>,
     text_bytes_max: usize,
@@ -94,7 +96,7 @@ impl Decoder {
         Decoder {
             key,
             checker: Checker::new(key),
-            memo: Memo::default(),
+            memos: Default::default(),
             arena: Bump::new(),
             batches: (0..partitions.max(1)).map(|_| Batch::default()).collect(),
             text_bytes_max: TEXT_BYTES_MAX,
@@ -125,7 +127,7 @@ impl Decoder {
         format: Format,
         rules: &Rules<'_>,
     ) -> Result<Decoded, Problem> {
-        let (mut intake, memo) = self.intake(rules);
+        let (mut intake, memo) = self.intake(rules, format);
         match format {
             Format::Json => json(&mut intake, utf8(body)?, memo)?,
             Format::Lines => lines(&mut intake, utf8(body)?, memo)?,
@@ -151,7 +153,7 @@ impl Decoder {
         events: &[Single],
         rules: &Rules<'_>,
     ) -> Result<Decoded, Problem> {
-        let (mut intake, memo) = self.intake(rules);
+        let (mut intake, memo) = self.intake(rules, Format::Json);
         let mut sent = Sent::default();
         for event in events {
             intake.invalid_reason = event.invalid_reason;
@@ -168,7 +170,11 @@ impl Decoder {
     }
 
     /// Empty columns, and what events need to get into them.
-    fn intake<'d>(&'d mut self, rules: &'d Rules<'d>) -> (Intake<'d>, &'d mut Memo) {
+    fn intake<'d>(
+        &'d mut self,
+        rules: &'d Rules<'d>,
+        format: Format,
+    ) -> (Intake<'d>, &'d mut Memo) {
         self.batches.iter_mut().for_each(Batch::clear);
         self.arena.reset();
         let intake = Intake {
@@ -189,7 +195,7 @@ impl Decoder {
             invalid_reason: None,
             out: Decoded::default(),
         };
-        (intake, &mut self.memo)
+        (intake, &mut self.memos[usize::from(format == Format::Lines)])
     }
 }
 

@@ -89,7 +89,8 @@ struct Step {
     quoted: bool,
 }
 
-/// What followed each field the last time.
+/// What followed each field the last time, in texts of one kind: what [`Scanner::new`] reads and
+/// what [`Scanner::of_lines`] reads have a memo each.
 pub(crate) struct Memo([Step; crate::fields::COUNT + 1]);
 
 impl Default for Memo {

@@ -131,6 +131,38 @@ fn damaged_lines_hurt_only_themselves() {
     });
 }
 
+/// An event with white space wherever JSON allows it.
+fn spread(random: &mut Random, event: &str) -> String {
+    let spaces = ["", "", " ", "\n", "\r\n  ", "\t"];
+    let mut out = String::new();
+    for part in event.split_inclusive([',', ':', '{']) {
+        out.push_str(part);
+        // Not inside of a string, where these stand in a time.
+        if !part.ends_with(':') || part.ends_with("\":") {
+            out.push_str(random.pick(&spaces));
+        }
+    }
+    out
+}
+
+#[test]
+fn a_used_decoder_says_what_a_fresh_one_says() {
+    for_seeds(100, |random| {
+        let mut used = Decoder::new(HashKey([1; 16]), 3);
+        for _ in 0..20 {
+            let events: Vec<String> =
+                (0..3).map(|n| spread(random, &event(&format!("e{n}"), ""))).collect();
+            let (body, format) = match random.below(2) {
+                0 => (batch(&events), Format::Json),
+                _ => (events.join("\n"), Format::Lines),
+            };
+            let mut fresh = Decoder::new(HashKey([1; 16]), 3);
+            let expected = decode(&mut fresh, body.as_bytes(), format);
+            assert_eq!(decode(&mut used, body.as_bytes(), format), expected, "{format:?} {body}");
+        }
+    });
+}
+
 #[test]
 fn damaged_arrow_streams_are_refused_or_taken() {
     let good = super::arrow::stream(&super::arrow::batch(50));
