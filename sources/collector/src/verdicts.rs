@@ -102,7 +102,14 @@ fn read(inner: &Inner, body: &[u8]) -> Result<Read, Problem> {
     scanner.expect(b'{', "expected an object with the member \"verdicts\"").map_err(bad_json)?;
     if scanner.space() != Some(b'}') {
         loop {
-            if scanner.key().map_err(bad_json)? == b"verdicts" && !found {
+            let start = scanner.at;
+            if scanner.key().map_err(bad_json)? == b"verdicts" {
+                if found {
+                    return Err(bad_json(Syntax {
+                        at: start,
+                        what: "\"verdicts\" is there twice",
+                    }));
+                }
                 found = true;
                 intake.verdicts(&mut scanner)?;
             } else {

@@ -109,6 +109,7 @@ async fn bodies_that_are_refused() {
         ("{}".to_owned(), 400, "empty_batch"),
         (r#"{"verdicts":[]}"#.into(), 400, "empty_batch"),
         (r#"{"verdicts":{}}"#.into(), 400, "bad_json"),
+        (r#"{"verdicts":[{"eventId":"a"}],"verdicts":[{"eventId":"b"}]}"#.into(), 400, "bad_json"),
         (r#"{"verdicts":[{"eventId":"e"]}"#.into(), 400, "bad_json"),
         ("[".repeat(1_000_000), 400, "bad_json"),
         (format!(r#"{{"verdicts":[{}0]}}"#, "0,".repeat(10_000)), 413, "too_many_verdicts"),
