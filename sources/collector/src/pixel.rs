@@ -45,7 +45,8 @@ use axum::{
 };
 use std::{net::IpAddr, sync::Arc};
 use trueup_operators::{
-    event::EventType, hash::Domain, money::PriceBasis, problem::Problem, time::format_rfc3339,
+    event::EventType, hash::Domain, money::PriceBasis, problem::Problem, symbols::OTHER_TEXT,
+    time::format_rfc3339,
 };
 
 /// The campaign of a pixel whose ad has no metadata and whose query names none. The event is kept
@@ -215,9 +216,12 @@ impl Draft {
         self.put(field, &Value::Text(text.as_bytes()));
     }
 
+    /// Fills in what the sender did not say, unless no event may say it.
     fn stamp(&mut self, field: Field, text: &str) {
-        self.stamped |= field.bit();
-        self.text(field, text);
+        if text != OTHER_TEXT {
+            self.stamped |= field.bit();
+            self.text(field, text);
+        }
     }
 }
 
@@ -309,9 +313,10 @@ fn passing(field: Field, text: &str) -> Option<Value<'_>> {
             matches!(text.as_bytes(), [b'A'..=b'Z', b'A'..=b'Z'])
                 .then_some(Value::Text(text.as_bytes()))
         }
-        Rule::Text(bytes_max) | Rule::Consent(bytes_max) => {
-            fits(bytes_max).then_some(Value::Text(text.as_bytes()))
+        Rule::Text(bytes_max) => {
+            (fits(bytes_max) && text != OTHER_TEXT).then_some(Value::Text(text.as_bytes()))
         }
+        Rule::Consent(bytes_max) => fits(bytes_max).then_some(Value::Text(text.as_bytes())),
         Rule::Time => None,
     }
 }
@@ -334,9 +339,9 @@ fn draft_required(
     };
     draft.text(Field::EventType, kind.name());
     draft.text(Field::AdId, take("ad_id").unwrap_or_default());
-    let said = find(query, "campaign_id").filter(|id| (1..=ID_BYTES_MAX).contains(&id.len()));
-    let known = ad.and_then(|ad| ad.campaign_id.as_deref());
-    if known.is_none() || known == said {
+    let said = find(query, "campaign_id").filter(|id| passing(Field::CampaignId, id).is_some());
+    let known = ad.and_then(|ad| ad.campaign_id.as_deref()).filter(|id| *id != OTHER_TEXT);
+    if said.is_some() && (known.is_none() || known == said) {
         take("campaign_id");
     }
     let campaign = known.or(said).unwrap_or_else(|| {

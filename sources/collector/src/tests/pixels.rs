@@ -137,6 +137,27 @@ async fn what_breaks_a_rule_never_spoils_the_click() {
 }
 
 #[tokio::test]
+async fn the_name_that_no_event_may_have_never_spoils_the_click() {
+    let world = with_ad().await;
+    let uri = "/click?ad_id=ad_1&device=(other)&publisher=(other)&campaign_id=(other)\
+               &event_id=(other)&region=(other)&user_id=(other)&gpp=(other)";
+    let headers = [("user-agent", "(other)"), ("referer", "(other)")];
+    assert_eq!(visit(&world, uri, &headers, None).await.status, 302);
+    let uri = "/i?ad_id=ad_9&campaign_id=(other)";
+    assert_eq!(visit(&world, uri, &headers, None).await.status, 200);
+    let mut rows = events_of(&world);
+    rows.sort_by(|a, b| a["ad_id"].cmp(&b["ad_id"]));
+    let queries = rows.iter().map(|row| serde_json::from_str::<Value>(&row["extra"]).unwrap());
+    let queries: Vec<Value> = queries.map(|extra| extra["query"].clone()).collect();
+    for name in ["device", "publisher", "campaign_id", "region", "user_id"] {
+        assert_eq!(queries[0][name], "(other)", "{name}");
+    }
+    assert_eq!(queries[1]["campaign_id"], "(other)");
+    assert_eq!((&*rows[0]["event_id"], &*rows[1]["campaign_id"]), ("px:(other)", "(unknown)"));
+    assert!(!rows[0].contains_key("user_agent") && !rows[0].contains_key("referrer"));
+}
+
+#[tokio::test]
 async fn robots_and_floods_get_the_same_answer_and_are_marked() {
     let world = with_ad().await;
     let robot = ("user-agent", "Mozilla/5.0 (compatible; Googlebot/2.1)");
