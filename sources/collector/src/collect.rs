@@ -181,6 +181,7 @@ async fn take(
     let decoded = decode(inner, sender, form, whole).await?;
     inner.rates.charge(token, inner.now_us(), decoded.accepted + decoded.rejected);
     if decoded.accepted == 0 && matches!(decoded.reasons[..], [("wrong_publisher", _)]) {
+        inner.count_rejected(&decoded.reasons);
         return Err(Problem::new(
             403,
             "wrong_publisher",

@@ -189,6 +189,7 @@ async fn tokens_roles_and_publishers() {
     let answer = world.collect_as("bound", &[], batch(&[of("pub_1"), event("e", "")])).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "wrong_publisher"));
     assert!(answer.json()["detail"].as_str().unwrap().contains("pub_1"));
+    assert_eq!(world.collector.rejected(), 2, "received = accepted + rejected");
     let answer =
         world.collect_as("bound", &[], batch(&[of("pub_17"), of("pub_1"), of("pub_18")])).await;
     let json = answer.json();
