@@ -23,6 +23,9 @@ pub struct Queries {
     pub(crate) limits: Limits,
     pub(crate) gate: Gate,
     pub(crate) subscribers: Arc<Semaphore>,
+    /// How many subscriptions may be brought further at the same time. They take turns, so that a
+    /// thousand of them do not take all threads that may block; the collector needs some too.
+    pub(crate) turns: Arc<Semaphore>,
     pub(crate) closing: watch::Sender<bool>,
 }
 
@@ -43,6 +46,7 @@ impl Queries {
         Arc::new(Queries {
             gate: Gate::new(&limits),
             subscribers: Arc::new(Semaphore::new(limits.subscribers_max)),
+            turns: Arc::new(Semaphore::new(turns())),
             closing: watch::Sender::new(false),
             tables,
             access,
@@ -79,6 +83,11 @@ impl Queries {
         let sent = token.map(|(_, token)| format!("Bearer {token}"));
         self.access.check(sent.as_deref(), action).map(|_| ())
     }
+}
+
+/// More than there are cores would only be in each other's way.
+fn turns() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
 }
 
 /// The routes of reports, views, subscriptions, status and the live page. It has no fallback, so

@@ -216,7 +216,8 @@ pub enum Step {
 /// A subscription: brings its subscriber from the epoch where it is to the newest one by the
 /// consolidated difference, whether that is one epoch away or a thousand.
 pub trait Follow: Send {
-    /// Goes on by about `rows_max` rows. `rows` is reset and filled when the view is a table,
+    /// Goes on by about `rows_max` rows, or by fewer, even none, when few of those that it looked
+    /// at match: how many these are is bounded as well. `rows` is reset and filled when the view is a table,
     /// `incidents` cleared and filled when it is a list of events.
     ///
     /// # Errors

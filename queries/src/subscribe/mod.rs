@@ -12,6 +12,9 @@
 //! after an epoch that he has whole. (Parts of a diff that had not ended are sent again then; they
 //! count only once their `last` part has come.)
 //!
+//! Between the parts of a long way a `progress` names the epoch that the reader has already, as long
+//! as no part was sent; after that, and before a snapshot, a comment or a ping shows life instead.
+//!
 //! A stream moves at its reader's pace: nothing is computed before the message before was taken, so
 //! a slow reader gets ever longer steps, consolidated. One that is slower than the history, or that
 //! leaves a message unread for `unread_ms_max`, is cut off, with a reason where it can be told one.
@@ -37,7 +40,7 @@ use axum::{
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout},
 };
 use trueup_operators::{
@@ -50,16 +53,19 @@ use trueup_operators::{
 use trueup_sinks::{Filter, Follow, ReadError, RowBlock, Start, Step, Tables, ViewKind};
 
 /// Progress comes at least this often: the contract says once a second.
-const PROGRESS_MS: u64 = 700;
+const PROGRESS: Duration = Duration::from_millis(700);
 /// A reader is not brought further more often than this, so that many fast epochs come as one.
 const STEP_MS_MIN: u64 = 20;
 /// Messages between the stream and the connection.
 const MESSAGES_MAX: usize = 2;
 
+/// The name of what is sent for no more than to show that the stream lives.
+const ALIVE: &str = "";
+
 /// One message to a reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// `snapshot`, `diff`, `progress` or `error`.
+    /// `snapshot`, `diff`, `progress` or `error`; [`ALIVE`] is no event.
     pub(crate) event: &'static str,
     /// The epoch that the reader has whole once it has this message.
     pub(crate) id: Option<Epoch>,
@@ -114,7 +120,11 @@ async fn follow(
     start: Start,
 ) -> Result<Box<dyn Follow>, Problem> {
     let (tables, id) = (Arc::clone(&queries.tables), view.id);
-    let follow = tokio::task::spawn_blocking(move || tables.follow(id, filter, start));
+    let turn = Arc::clone(&queries.turns).acquire_owned().await;
+    let follow = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        tables.follow(id, filter, start)
+    });
     let follow = follow.await.map_err(|panic| {
         tracing::error!(%panic, "a subscription panicked");
         Problem::new(
@@ -177,10 +187,15 @@ struct Stream {
     work: Arc<Mutex<Work>>,
     changes: watch::Receiver<Option<Epoch>>,
     closing: watch::Receiver<bool>,
+    turns: Arc<Semaphore>,
     unread: Duration,
     /// The epoch that the reader was told it has.
     told: Option<Epoch>,
     told_at: Instant,
+    /// When anything was sent.
+    said_at: Instant,
+    /// Whether parts were sent whose last one was not.
+    is_within: bool,
 }
 
 /// What a step needs.
@@ -213,9 +228,12 @@ impl Stream {
             work: Arc::new(Mutex::new(work)),
             changes: queries.tables.watch(),
             closing: queries.closing.subscribe(),
+            turns: Arc::clone(&queries.turns),
             unread: Duration::from_millis(queries.limits.unread_ms_max),
             told: None,
             told_at: Instant::now(),
+            said_at: Instant::now(),
+            is_within: false,
         }
     }
 
@@ -251,7 +269,11 @@ impl Stream {
         loop {
             let began = Instant::now();
             self.changes.mark_unchanged();
-            let (step, message) = match self.step().await {
+            let turn = match self.turn(send).await {
+                Ok(turn) => turn,
+                Err(end) => return end,
+            };
+            let (step, message) = match self.step(turn).await {
                 Ok(done) => done,
                 Err(end) => return end,
             };
@@ -262,9 +284,12 @@ impl Stream {
                 return end;
             }
             if let Step::More(_) = step {
-                continue;
+                match self.show_life(send).await {
+                    Ok(()) => continue,
+                    Err(end) => return end,
+                }
             }
-            let is_due = self.told_at.elapsed() >= Duration::from_millis(PROGRESS_MS);
+            let is_due = self.told_at.elapsed() >= PROGRESS;
             let progress = self.work.lock().follow.at().filter(|_| !is_idle || is_due);
             if let Some(at) = progress
                 && let Err(end) = self.send(send, progress_of(at)).await
@@ -280,7 +305,7 @@ impl Stream {
 
     /// Waits for a newer epoch, or until progress is due, or until the reader leaves.
     async fn wait(&mut self, began: Instant, send: &mpsc::Sender<Message>) {
-        let due = self.told_at + Duration::from_millis(PROGRESS_MS);
+        let due = self.told_at + PROGRESS;
         tokio::select! {
             // An error means that the views are gone; the next step will say so.
             _ = self.changes.changed() => {}
@@ -290,13 +315,41 @@ impl Stream {
         tokio::time::sleep_until(began + Duration::from_millis(STEP_MS_MIN)).await;
     }
 
+    /// Waits until it may take a step.
+    async fn turn(&mut self, send: &mpsc::Sender<Message>) -> Result<OwnedSemaphorePermit, End> {
+        let turn = Arc::clone(&self.turns).acquire_owned();
+        tokio::pin!(turn);
+        loop {
+            match timeout(PROGRESS, &mut turn).await {
+                Ok(turn) => return turn.map_err(|_| End::Left),
+                Err(_) => self.show_life(send).await?,
+            }
+        }
+    }
+
+    /// Shows life on a way that takes long. The epoch that the reader has is progress only while
+    /// he was sent nothing of what comes after it.
+    async fn show_life(&mut self, send: &mpsc::Sender<Message>) -> Result<(), End> {
+        if send.is_closed() {
+            return Err(End::Left);
+        }
+        if self.said_at.elapsed() < PROGRESS {
+            return Ok(());
+        }
+        let at = self.work.lock().follow.at().filter(|_| !self.is_within);
+        let alive = Message { event: ALIVE, id: None, data: String::new() };
+        self.send(send, at.map_or(alive, progress_of)).await
+    }
+
     async fn send(&mut self, send: &mpsc::Sender<Message>, message: Message) -> Result<(), End> {
-        let id = message.id;
+        let (id, is_alive) = (message.id, message.event == ALIVE);
         match timeout(self.unread, send.send(message)).await {
             Ok(Ok(())) => {
+                self.said_at = Instant::now();
                 if id.is_some() {
-                    (self.told, self.told_at) = (id, Instant::now());
+                    (self.told, self.told_at) = (id, self.said_at);
                 }
+                self.is_within = id.is_none() && (self.is_within || !is_alive);
                 Ok(())
             }
             Ok(Err(_)) => Err(End::Left),
@@ -311,9 +364,12 @@ impl Stream {
     }
 
     /// One step on a blocking thread. `None`: there was nothing to say.
-    async fn step(&mut self) -> Result<(Step, Option<Message>), End> {
+    async fn step(&mut self, turn: OwnedSemaphorePermit) -> Result<(Step, Option<Message>), End> {
         let work = Arc::clone(&self.work);
-        let done = tokio::task::spawn_blocking(move || work.lock().step());
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work.lock().step()
+        });
         let result = done.await.map_err(|panic| {
             tracing::error!(%panic, "a subscription panicked");
             End::Cut(Problem::new(

@@ -1,8 +1,8 @@
 //! A stream as Server-Sent Events. The data of a message is one line of JSON, so a message is
 //! always `event`, perhaps `id`, one `data`, and an empty line; a message that was cut in the
-//! middle by a broken connection is one that never came.
+//! middle by a broken connection is one that never came. A sign of life is a comment.
 
-use super::Message;
+use super::{ALIVE, Message};
 use axum::{
     body::{Body, Bytes},
     http::header,
@@ -19,6 +19,9 @@ const RETRY_MS: u32 = 1_000;
 pub(super) fn frame(message: &Message) -> String {
     let Message { event, id, data } = message;
     debug_assert!(!data.contains(['\n', '\r']));
+    if *event == ALIVE {
+        return ": alive\n\n".to_owned();
+    }
     match id {
         Some(id) => format!("event: {event}\nid: {id}\ndata: {data}\n\n"),
         None => format!("event: {event}\ndata: {data}\n\n"),

@@ -52,7 +52,10 @@ impl Reader {
     }
 
     async fn event(&mut self) -> Option<Event> {
-        let frame = self.frame().await?;
+        let mut frame = self.frame().await?;
+        while frame.starts_with(':') {
+            frame = self.frame().await?;
+        }
         let mut event = Event { name: String::new(), id: None, data: Value::Null };
         for line in frame.lines() {
             match line.split_once(": ").unwrap() {
@@ -140,6 +143,54 @@ async fn progress_comes_once_a_second_when_nothing_happens() {
         assert_eq!((event.name.as_str(), event.id), ("progress", Some(0)));
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     }
+}
+
+#[tokio::test]
+async fn subscriptions_take_turns_and_show_life_while_they_wait() {
+    let mut f = Fixture::new().await;
+    f.add(&[(AT, KEY, metrics(1, 0, 0))]);
+    let mut reader = Reader::open(&f, PATH, &[]).await;
+    assert_eq!(reader.event().await.unwrap().name, "snapshot");
+    assert_eq!(reader.event().await.unwrap().name, "progress");
+    let turns = f.queries.turns.available_permits() as u32;
+    let taken = f.queries.turns.clone().acquire_many_owned(turns).await.unwrap();
+    f.add(&[(AT, KEY, metrics(1, 0, 0))]);
+    for _ in 0..2 {
+        // What comes after epoch 0 was not sent, so this is true.
+        let event = reader.event().await.unwrap();
+        assert_eq!((event.name.as_str(), event.id), ("progress", Some(0)));
+    }
+    drop(taken);
+    assert_eq!(reader.news().await.id, Some(1));
+}
+
+#[tokio::test]
+async fn progress_is_never_named_between_the_parts_of_a_diff() {
+    let mut f = Fixture::new().await;
+    f.add(&[]);
+    let tables: std::sync::Arc<dyn trueup_sinks::Tables> = f.views.clone();
+    let view = tables.catalog().views()[0].clone();
+    let start = trueup_sinks::Start::Snapshot(None);
+    let follow = tables.follow(view.id, trueup_sinks::Filter::default(), start).unwrap();
+    let mut stream = super::Stream::new(&f.queries, &view.kind, follow);
+    let (send, mut receive) = tokio::sync::mpsc::channel(9);
+    let mut life = async |stream: &mut super::Stream| {
+        stream.said_at -= super::PROGRESS;
+        assert!(stream.show_life(&send).await.is_ok());
+        let message = receive.recv().await.unwrap();
+        (message.event, message.id)
+    };
+    assert_eq!(life(&mut stream).await, (super::ALIVE, None), "it has no epoch yet");
+    let mut rows = trueup_sinks::RowBlock::default();
+    stream.work.lock().follow.step(9, &mut rows, &mut Vec::new()).unwrap();
+    assert_eq!(life(&mut stream).await, ("progress", Some(0)));
+    stream.is_within = true;
+    assert_eq!(life(&mut stream).await, (super::ALIVE, None));
+    assert!(stream.is_within, "a sign of life ends nothing");
+    assert_eq!(
+        sse::frame(&Message { event: super::ALIVE, id: None, data: String::new() }),
+        ": alive\n\n"
+    );
 }
 
 #[tokio::test]
@@ -326,7 +377,13 @@ async fn a_reader_that_does_not_read_is_cut_off_and_stops_nobody() {
     while let Some(event) = reader.event().await {
         last = event;
     }
-    assert!(last.data["epoch"].as_u64().is_none_or(|e| e < newest), "it has not seen everything");
+    if last.name == "error" {
+        assert_eq!(last.data["code"], "reader_stalled");
+    } else {
+        // It may not even have taken the reason.
+        let epoch = last.data["epoch"].as_u64().expect("a message names its epoch");
+        assert!(epoch < newest, "it has not seen everything");
+    }
 }
 
 #[tokio::test]

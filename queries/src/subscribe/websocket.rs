@@ -1,8 +1,9 @@
 //! A stream as a WebSocket: each message is a text `{"event":…,"id":…,"data":{…}}`. What the reader
-//! sends is ignored, but for its going away.
+//! sends is ignored, but for its going away. A sign of life is a ping.
 
-use super::Message;
+use super::{ALIVE, Message};
 use axum::{
+    body::Bytes,
     extract::{
         WebSocketUpgrade,
         ws::{self, WebSocket},
@@ -39,8 +40,11 @@ async fn send_all(mut socket: WebSocket, mut receive: mpsc::Receiver<Message>) {
         tokio::select! {
             message = receive.recv() => {
                 let Some(message) = message else { break };
-                let text = ws::Message::Text(frame(&message).into());
-                if !matches!(timeout(SEND_TIMEOUT, socket.send(text)).await, Ok(Ok(()))) {
+                let out = match message.event {
+                    ALIVE => ws::Message::Ping(Bytes::new()),
+                    _ => ws::Message::Text(frame(&message).into()),
+                };
+                if !matches!(timeout(SEND_TIMEOUT, socket.send(out)).await, Ok(Ok(()))) {
                     return;
                 }
             }

@@ -5,7 +5,8 @@
 //! that the reader names. A snapshot is the way from nothing to an epoch.
 //!
 //! The way is cut into parts (worker, bucket) and walked in steps, so that a difference of a
-//! million rows takes no more memory than one of [`WINDOW_ROWS`]. Between steps the follower holds
+//! million rows takes no more memory than one of [`WINDOW_ROWS`], and a filter that nothing matches
+//! keeps no thread for longer than it takes to look at [`STEP_ROWS`]. Between steps the follower holds
 //! nothing but its place; if the history moves past *a* before it arrives, it gets `Gone` and its
 //! reader is cut off.
 
@@ -37,6 +38,9 @@ use trueup_operators::{
 
 /// A bucket's differences are gathered for this many row numbers at a time.
 const WINDOW_ROWS: u32 = 1 << 15;
+
+/// A step looks at about this many rows, whether they match or not.
+const STEP_ROWS: usize = 1 << 16;
 
 /// A part of the way from one epoch to another.
 #[derive(Clone, Copy, Debug)]
@@ -184,9 +188,12 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
         rows_max: usize,
         rows: &mut RowBlock,
     ) -> Result<(), ReadError> {
+        let mut looked_at = 0;
         while let Some(&part) = way.parts.front() {
             if self.gathered.is_empty() {
                 let next = self.gather(way, part)?;
+                // A part without rows takes its time as well.
+                looked_at += self.gathered.len().max(1);
                 match (next, way.parts.front_mut()) {
                     (Some(next), Some(front)) => front.next = next,
                     // The part ends with what was gathered; the marker says so.
@@ -201,7 +208,7 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
             if way.parts.front().is_some_and(|p| p.next == u32::MAX) {
                 way.parts.pop_front();
             }
-            if rows.len() >= rows_max {
+            if rows.len() >= rows_max || looked_at >= STEP_ROWS {
                 return Ok(());
             }
         }

@@ -218,6 +218,34 @@ fn a_row_over_buckets_of_which_one_has_gone_is_never_summed() {
 }
 
 #[test]
+fn a_step_looks_at_a_bounded_number_of_rows() {
+    let (views, mut sinks) = views(settings(1));
+    let rows = 200_000_u32;
+    let all = |old_version, old, new| -> Vec<Change<2, Metrics>> {
+        (0..rows).map(|row| change(row, [2 + row % 2, 4], old_version, old, new)).collect()
+    };
+    let tables: Arc<dyn Tables> = views.clone();
+    // No row is of Germany.
+    let filter = Filter { dimensions: vec![(1, "DE".into())], ..Filter::default() };
+    let mut follow = None;
+    for (epoch, changes) in [(0, all(0, 0, 1)), (1, all(1, 1, 2))] {
+        views.announce(times(epoch, 0));
+        sinks[0].commit(commit(epoch, changes));
+        let follow = follow.get_or_insert_with(|| {
+            let start = Start::Snapshot(None);
+            Arc::clone(&tables).follow(ViewId(0), filter.clone(), start).unwrap()
+        });
+        let (mut block, mut none, mut steps) = (RowBlock::default(), Vec::new(), 0);
+        while let Step::More(_) = follow.step(2_000, &mut block, &mut none).unwrap() {
+            assert!(block.is_empty());
+            steps += 1;
+        }
+        assert_eq!(follow.at().map(|at| at.epoch), Some(epoch));
+        assert!((2..=4).contains(&steps), "{steps} steps");
+    }
+}
+
+#[test]
 fn a_bucket_that_nobody_can_read_any_more_is_freed() {
     let (views, mut sinks) = views(settings(1));
     views.announce(times(0, 0));
