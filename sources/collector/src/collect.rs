@@ -9,10 +9,10 @@
 use crate::{
     append::append,
     body::Whole,
-    collector::{Collector, Inner, Sender, content_length, header_text},
+    collector::{Collector, Desk, Inner, Sender, content_length, header_text},
     decode::{Decoded, Format, Rules},
     fault::EventError,
-    idempotency::{Claim, KEY_BYTES_MAX},
+    idempotency::{Claim, Guard, KEY_BYTES_MAX},
     inflate::Encoding,
     names::Metric,
 };
@@ -152,33 +152,34 @@ struct Work {
     _place: OwnedSemaphorePermit,
 }
 
+/// What became of a body when it was read.
+enum Read {
+    /// Its key has an answer.
+    Answered(Bytes),
+    /// Its events, and the key that waits for the answer.
+    Decoded(Decoded, Option<Guard>),
+}
+
 impl Work {
     async fn run(self) -> Result<Bytes, Problem> {
         let Work { inner, sender, form, key, whole, _place } = self;
-        let Some(key) = key else { return take(&inner, sender, form, whole).await };
-        let body_hash = mix(stable(&whole), form.format as u64);
-        match inner.idempotency.claim(sender.token, &key, body_hash, inner.now_us())? {
-            Claim::Answered(answer) => {
+        let token = sender.token;
+        let (decoded, guard) = match read(&inner, sender, form, key, whole).await? {
+            Read::Decoded(decoded, guard) => (decoded, guard),
+            Read::Answered(answer) => {
                 Metric::AnswersRepeated.add(1);
-                Ok(answer)
+                return Ok(answer);
             }
-            Claim::New(guard) => {
-                let answer = take(&inner, sender, form, whole).await?;
-                guard.answered(answer.clone(), inner.now_us());
-                Ok(answer)
-            }
+        };
+        let answer = take(&inner, token, decoded).await?;
+        if let Some(guard) = guard {
+            guard.answered(answer.clone(), inner.now_us());
         }
+        Ok(answer)
     }
 }
 
-async fn take(
-    inner: &Arc<Inner>,
-    sender: Sender,
-    form: Form,
-    whole: Whole,
-) -> Result<Bytes, Problem> {
-    let token = sender.token;
-    let decoded = decode(inner, sender, form, whole).await?;
+async fn take(inner: &Inner, token: usize, decoded: Decoded) -> Result<Bytes, Problem> {
     inner.rates.charge(token, inner.now_us(), decoded.accepted + decoded.rejected);
     if decoded.accepted == 0 && matches!(decoded.reasons[..], [("wrong_publisher", _)]) {
         inner.count_rejected(&decoded.reasons);
@@ -211,43 +212,62 @@ async fn take(
     Ok(answer.write())
 }
 
-/// Decodes on a thread that may be busy; a slot is taken only now that the body is whole.
-async fn decode(
+/// Reads on a thread that may be busy; a slot is taken only now that the body is whole.
+async fn read(
     inner: &Arc<Inner>,
     sender: Sender,
     form: Form,
+    key: Option<String>,
     whole: Whole,
-) -> Result<Decoded, Problem> {
+) -> Result<Read, Problem> {
     let slot = inner.decode_slots.clone().acquire_owned().await.map_err(|e| mistake(&e))?;
     let inner = inner.clone();
     let task = tokio::task::spawn_blocking(move || {
         let _slot = slot;
         let start = Instant::now();
         let mut desk = inner.desk();
-        let plain = match form.encoding {
-            Encoding::Identity if whole.len() > inner.settings.body_decoded_bytes_max => {
-                desk.inflater.inflate(form.encoding, &whole, inner.settings.body_decoded_bytes_max)
-            }
-            Encoding::Identity => Ok(&whole[..]),
-            packed => desk.inflater.inflate(packed, &whole, inner.settings.body_decoded_bytes_max),
-        };
-        let metadata = &inner.metadata;
-        let rules = Rules {
-            now_us: inner.now_us(),
-            future_skew_us_max: inner.settings.future_skew_us_max,
-            events_max: inner.settings.events_per_batch_max,
-            publishers: &sender.publishers,
-            advertiser_of: &|campaign| metadata.advertiser_of(campaign),
-        };
-        let decoded = plain.and_then(|plain| desk.decoder.decode(plain, form.format, &rules));
+        let read = read_on(&mut desk, &inner, &sender, form, key.as_deref(), &whole);
         // A desk that has seen a giant has the memory of a giant.
         if desk.decoder.kept_bytes() <= DESK_KEPT_BYTES_MAX {
             inner.desks.give(desk);
         }
         Metric::DecodeSeconds.observe(start.elapsed());
-        decoded
+        read
     });
     task.await.map_err(|error| mistake(&error))?
+}
+
+fn read_on(
+    desk: &mut Desk,
+    inner: &Inner,
+    sender: &Sender,
+    form: Form,
+    key: Option<&str>,
+    whole: &[u8],
+) -> Result<Read, Problem> {
+    let bytes_max = inner.settings.body_decoded_bytes_max;
+    let plain = match form.encoding {
+        Encoding::Identity if whole.len() <= bytes_max => whole,
+        encoding => desk.inflater.inflate(encoding, whole, bytes_max)?,
+    };
+    let mut guard = None;
+    if let Some(key) = key {
+        // Packing twice need not give the same bytes (gzip has a time in it).
+        let body_hash = mix(stable(plain), form.format as u64);
+        match inner.idempotency.claim(sender.token, key, body_hash, inner.now_us())? {
+            Claim::Answered(answer) => return Ok(Read::Answered(answer)),
+            Claim::New(new) => guard = Some(new),
+        }
+    }
+    let rules = Rules {
+        now_us: inner.now_us(),
+        future_skew_us_max: inner.settings.future_skew_us_max,
+        events_max: inner.settings.events_per_batch_max,
+        publishers: &sender.publishers,
+        advertiser_of: &|campaign| inner.metadata.advertiser_of(campaign),
+    };
+    let decoded = desk.decoder.decode(plain, form.format, &rules)?;
+    Ok(Read::Decoded(decoded, guard))
 }
 
 /// A fresh `ib_…`.

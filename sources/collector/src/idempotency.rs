@@ -1,7 +1,8 @@
 //! `Idempotency-Key`: a request that is sent again with its key gets the first answer, and its
 //! events are not looked at again.
 //!
-//! Keys are per token. A key with another body is a mistake of the sender (422); a key whose first
+//! Keys are per token. Bodies are compared as they are once inflated: a sender that packs its body
+//! again for a retry need not get the same bytes. A key with another body is a mistake of the sender (422); a key whose first
 //! request is still being worked on is told to come again (409). Only answers of 202 are kept:
 //! after an error the request may be tried afresh. What is kept is bounded by number, bytes and
 //! age, the oldest goes first; a key that was forgotten costs nothing but work, because the events'
@@ -135,7 +136,7 @@ fn reused(key: &str) -> Problem {
         "idempotency_key_reused",
         "the idempotency key was used for another body",
         format!("`Idempotency-Key: {key}` came before with another body"),
-        "use a new key for every body, and the same key only to send the same bytes again",
+        "use a new key for every body, and the same key only to send the same body again",
     )
 }
 

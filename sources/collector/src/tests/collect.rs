@@ -7,7 +7,10 @@ use super::{
 };
 use crate::{NoPressure, Settings};
 use axum::body::Body;
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    io::Write,
+    sync::{Arc, atomic::Ordering},
+};
 use trueup_operators::{hash::Domain, log::Topic};
 
 pub(super) fn events_of(world: &World) -> Vec<Row> {
@@ -258,6 +261,30 @@ async fn an_idempotency_key_gets_its_first_answer() {
     world.clock.fetch_add(25 * 3_600_000_000, Ordering::Relaxed);
     let late = world.collect_as("collects", &key, body).await;
     assert_ne!(late.body, first.body, "the answer has expired");
+}
+
+#[tokio::test]
+async fn a_retry_may_be_packed_anew() {
+    let world = world();
+    let body = batch(&[event("e", "")]);
+    let gzip = |mtime| {
+        let packer = flate2::GzBuilder::new().mtime(mtime);
+        let mut packer = packer.write(Vec::new(), flate2::Compression::new(6));
+        packer.write_all(body.as_bytes()).unwrap();
+        packer.finish().unwrap()
+    };
+    let key = ("idempotency-key", "k");
+    let packed = [key, ("content-encoding", "gzip")];
+    let first = world.collect_as("collects", &packed, gzip(1)).await;
+    assert_eq!(first.status, 202);
+    assert_ne!(gzip(1), gzip(2));
+    let second = world.collect_as("collects", &packed, gzip(2)).await;
+    assert_eq!((second.status, &second.body), (first.status, &first.body));
+    let plain = world.collect_as("collects", &[key], body.clone()).await;
+    assert_eq!((plain.status, &plain.body), (first.status, &first.body));
+    assert_eq!(events_of(&world).len(), 1, "taken once");
+    let lines = world.collect_as("collects", &[key, NDJSON], event("e", "")).await;
+    assert_eq!(lines.code(), "idempotency_key_reused");
 }
 
 #[tokio::test]
