@@ -14,7 +14,10 @@
 //! The partition of an event follows from its id and the number of partitions, so that number can
 //! never change: all copies of an event must meet in one partition.
 
-use crate::disk::{Access, Disk, create_whole, read_small};
+use crate::{
+    disk::{Access, Disk, create_whole, read_small},
+    recover::cannot_read,
+};
 use std::{io::ErrorKind, path::Path};
 use trueup_operators::{
     hash::HashKey,
@@ -70,7 +73,10 @@ impl Identity {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => Err(error),
         };
-        let bytes = bytes.map_err(|error| damaged(format!("cannot be read: {error}")))?;
+        let bytes = bytes.map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => damaged(error.to_string()),
+            _ => cannot_read(&path, 0, &error),
+        })?;
         let text = str::from_utf8(&bytes).map_err(|_| damaged("is no text".into()))?;
         Identity::parse(text).map(Some).map_err(damaged)
     }

@@ -1,5 +1,6 @@
 //! Frames from the disk. Neighbours are read with one system call into one aligned buffer, and
-//! each frame is a slice of it; both checksums are tested on the way, every time.
+//! each frame is a slice of it; both checksums are tested on the way, every time. Bytes that are
+//! not what was written are `Corrupt`; bytes that the system does not give now are `Unavailable`.
 //!
 //! A run ends at [`RUN_BYTES_MAX`], because a single frame that is kept keeps its whole run alive.
 //! At most [`HANDLES_MAX`] segments are open at once; the one that was used longest ago is closed.

@@ -394,7 +394,15 @@ pub(crate) fn corrupt(path: &Path, at: u64, reason: String) -> LogError {
     LogError::Corrupt { file: path.display().to_string(), at, reason }
 }
 
-/// Bytes that the system does not give.
+/// Bytes that the system does not give. A file that is gone is damage; that the system has no file
+/// handle left, no memory or no disk says nothing about the bytes.
 pub(crate) fn cannot_read(path: &Path, at: u64, error: &io::Error) -> LogError {
-    corrupt(path, at, format!("cannot be read: {error}"))
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+            corrupt(path, at, format!("cannot be read: {error}"))
+        }
+        _ => LogError::Unavailable {
+            reason: format!("{}, byte {at}: cannot be read: {error}", path.display()),
+        },
+    }
 }

@@ -173,6 +173,7 @@ fn random_faults(rng: &mut Rng) -> Faults {
         syncs_failing: rng.below(3) as u32,
         cuts_failing: rng.below(4) == 0,
         renames_failing: rng.below(4) == 0,
+        ..Faults::default()
     }
 }
 

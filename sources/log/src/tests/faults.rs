@@ -44,6 +44,33 @@ fn a_full_disk_fails_the_group_and_space_brings_the_log_back() {
 }
 
 #[test]
+fn a_system_that_gives_no_bytes_now_is_no_damage() {
+    let disk = SimulatedDisk::new(9);
+    let mut log = open(&disk);
+    log.write(vec![event(0, b"frame")]).unwrap();
+    drop(log);
+    let opens = Faults { opens_failing: true, ..Faults::default() };
+    let reads = Faults { reads_failing: true, ..Faults::default() };
+    for (faults, why) in [(opens, "Too many open files"), (reads, "Input/output error")] {
+        // What was appended before it was opened is not in memory.
+        let log = open(&disk);
+        disk.set_faults(faults);
+        match log.journal.read(Topic::Events, 0, 0, 1, 1 << 20) {
+            Err(LogError::Unavailable { reason }) => assert!(reason.contains(why), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        drop(log);
+        let opened = Stepped::open(&disk, small(), TestClock::at(1).clock());
+        assert!(matches!(opened, Err(LogError::Unavailable { .. })), "{why}");
+        disk.set_faults(Faults::default());
+        assert_eq!(payloads(&open(&disk), 0), [b"frame".to_vec()], "it is there again");
+    }
+    disk.remove(&segment_path(0)).unwrap();
+    let opened = Stepped::open(&disk, small(), TestClock::at(1).clock());
+    assert!(matches!(opened, Err(LogError::Corrupt { .. })), "a segment that is gone is damage");
+}
+
+#[test]
 fn short_writes_are_carried_on() {
     let disk = SimulatedDisk::new(2);
     let mut log = open(&disk);

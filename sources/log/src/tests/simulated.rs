@@ -65,6 +65,10 @@ pub(super) struct Faults {
     pub(super) cuts_failing: bool,
     /// Renames fail.
     pub(super) renames_failing: bool,
+    /// No file can be opened any more: the process has too many open.
+    pub(super) opens_failing: bool,
+    /// The medium does not give its bytes.
+    pub(super) reads_failing: bool,
 }
 
 /// A disk; clones are the same disk.
@@ -233,6 +237,9 @@ impl State {
 impl Disk for SimulatedDisk {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.0.lock();
+        if state.faults.opens_failing {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
         let found = state.live.get(path).copied();
         let inode = match (access, found) {
             (Access::Read | Access::Write, Some(inode)) => inode,
@@ -325,6 +332,9 @@ impl DiskFile for SimulatedFile {
 
     fn read_at(&self, into: &mut [u8], at: u64) -> io::Result<usize> {
         let state = self.disk.0.lock();
+        if state.faults.reads_failing {
+            return Err(rustix::io::Errno::IO.into());
+        }
         let bytes = state.files[self.inode].live.get(at as usize..).unwrap_or_default();
         let read = bytes.len().min(into.len());
         into[..read].copy_from_slice(&bytes[..read]);
