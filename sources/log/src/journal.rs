@@ -21,7 +21,7 @@ use crate::{
 };
 use arrow_buffer::{Buffer, MutableBuffer};
 use parking_lot::{Mutex, RwLock};
-use std::{path::Path, sync::Arc, thread::JoinHandle};
+use std::{io, path::Path, sync::Arc, thread::JoinHandle};
 use trueup_operators::{
     log::{Append, Done, End, FRAME_RECORDS_MAX, Frame, Log, LogError, Topic},
     time::LogTime,
@@ -363,14 +363,11 @@ impl Parts {
 
 /// Takes a data directory for this process, and makes it if it is not there.
 pub(crate) fn lock(disk: &dyn Disk, dir: &Path, folder: &Folder) -> Result<Lock, LogError> {
-    let refused = |error: std::io::Error| LogError::Unavailable {
+    let refused = |error: io::Error| LogError::Unavailable {
         reason: format!("the data directory {} cannot be used: {error}", dir.display()),
     };
     disk.create_dir(&folder.0).map_err(refused)?;
-    // Names that a killed process left behind are seen, but perhaps not durable yet.
-    disk.sync_dir(&folder.0).map_err(refused)?;
-    disk.sync_dir(dir).map_err(refused)?;
-    disk.sync_dir(dir.parent().unwrap_or(Path::new("/"))).map_err(refused)?;
+    sync_names(disk, folder).map_err(refused)?;
     disk.lock(&dir.join("LOCK")).map_err(refused)?.ok_or_else(|| {
         invalid(format!(
             "the data directory {} is in use by another process; stop that one or choose another \
@@ -378,6 +375,25 @@ pub(crate) fn lock(disk: &dyn Disk, dir: &Path, folder: &Folder) -> Result<Lock,
             dir.display()
         ))
     })
+}
+
+/// Makes the names of all directories above the segments durable: each of them may be new, or left
+/// behind by a process that was killed before it synced them.
+fn sync_names(disk: &dyn Disk, folder: &Folder) -> io::Result<()> {
+    /// The folder, the data directory, and what that stands in.
+    const OURS: usize = 3;
+    for (above, dir) in folder.0.ancestors().enumerate() {
+        let synced = disk.sync_dir(dir);
+        // A directory of the system that cannot be read or written has no new name of ours.
+        let foreign = |error: &io::Error| {
+            use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+            matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput)
+        };
+        if above < OURS || !synced.as_ref().is_err_and(foreign) {
+            synced?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a new journal. The identity comes last: with it the data directory exists, and from then
@@ -388,7 +404,7 @@ fn create(
     folder: &Folder,
     partitions: u16,
 ) -> Result<Identity, LogError> {
-    let refused = |error: std::io::Error| LogError::Unavailable {
+    let refused = |error: io::Error| LogError::Unavailable {
         reason: format!("a journal in {} cannot be created: {error}", dir.display()),
     };
     let slots = Slots::new(partitions);

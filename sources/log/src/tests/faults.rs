@@ -44,6 +44,26 @@ fn a_full_disk_fails_the_group_and_space_brings_the_log_back() {
 }
 
 #[test]
+fn every_directory_that_may_be_new_is_synced() {
+    let open = |disk: &SimulatedDisk, dir: &str| {
+        let clock = TestClock::at(1).clock();
+        Journal::open_on(disk.shared(), Path::new(dir), small(), clock).map(drop)
+    };
+    let disk = SimulatedDisk::new(10);
+    open(&disk, "a/b/c").unwrap();
+    assert_eq!(disk.synced(), ["", "a", "a/b", "a/b/c", "a/b/c/journal"]);
+    // What is not ours and not for us is left alone, unless the data directory stands in it.
+    let root_denied = Faults { root_denied: true, ..Faults::default() };
+    let disk = SimulatedDisk::new(11);
+    disk.set_faults(root_denied);
+    open(&disk, "/srv/trueup").unwrap();
+    assert_eq!(disk.synced(), ["/srv", "/srv/trueup", "/srv/trueup/journal"]);
+    let disk = SimulatedDisk::new(12);
+    disk.set_faults(root_denied);
+    assert!(matches!(open(&disk, "/trueup"), Err(LogError::Unavailable { .. })));
+}
+
+#[test]
 fn a_system_that_gives_no_bytes_now_is_no_damage() {
     let disk = SimulatedDisk::new(9);
     let mut log = open(&disk);

@@ -43,6 +43,8 @@ struct State {
     live: Names,
     durable: Names,
     changes: Vec<NameChange>,
+    /// Directories that were synced.
+    synced: BTreeSet<PathBuf>,
     rng: Rng,
     faults: Faults,
     operations: u64,
@@ -67,6 +69,8 @@ pub(super) struct Faults {
     pub(super) renames_failing: bool,
     /// No file can be opened any more: the process has too many open.
     pub(super) opens_failing: bool,
+    /// The root directory is not for this user.
+    pub(super) root_denied: bool,
     /// The medium does not give its bytes.
     pub(super) reads_failing: bool,
 }
@@ -82,6 +86,7 @@ impl SimulatedDisk {
             live: Names::new(),
             durable: Names::new(),
             changes: Vec::new(),
+            synced: BTreeSet::new(),
             rng: Rng::new(seed),
             faults: Faults::default(),
             operations: 0,
@@ -92,6 +97,12 @@ impl SimulatedDisk {
 
     pub(super) fn set_faults(&self, faults: Faults) {
         self.0.lock().faults = faults;
+    }
+
+    /// The directories that were synced.
+    pub(super) fn synced(&self) -> Vec<String> {
+        let state = self.0.lock();
+        state.synced.iter().map(|dir| dir.display().to_string()).collect()
     }
 
     pub(super) fn operations(&self) -> u64 {
@@ -115,6 +126,7 @@ impl SimulatedDisk {
             live: names.clone(),
             durable: names,
             changes: Vec::new(),
+            synced: BTreeSet::new(),
             rng: rng.split(),
             faults: Faults::default(),
             operations: 0,
@@ -295,6 +307,10 @@ impl Disk for SimulatedDisk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
         state.step_whole()?;
+        if state.faults.root_denied && dir == Path::new("/") {
+            return Err(ErrorKind::PermissionDenied.into());
+        }
+        state.synced.insert(dir.into());
         let State { changes, durable, .. } = &mut *state;
         // Changes of names become durable in their order, whatever the directory.
         let of_dir = |change: &NameChange| match change {
