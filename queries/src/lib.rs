@@ -19,6 +19,7 @@ mod problems;
 mod reports;
 mod runtime;
 mod server;
+mod site;
 mod subscribe;
 mod token;
 mod views;
@@ -27,6 +28,7 @@ pub use limits::Limits;
 pub use problems::{unknown_method, unknown_route};
 pub use runtime::Runtime;
 pub use server::{Queries, router};
+pub use site::same_site;
 
 #[cfg(test)]
 mod tests;

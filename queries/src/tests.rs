@@ -279,9 +279,13 @@ impl Answer {
 }
 
 async fn serve(queries: Arc<Queries>) -> SocketAddr {
+    let app = router(queries).fallback(unknown_route).method_not_allowed_fallback(unknown_method);
+    serve_app(app).await
+}
+
+pub(crate) async fn serve_app(app: axum::Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    let app = router(queries).fallback(unknown_route).method_not_allowed_fallback(unknown_method);
     tokio::spawn(async move { axum::serve(listener, app).await });
     at
 }
