@@ -45,6 +45,7 @@ impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
         match error {
             ServeError::Listen { .. } => Failure::Use(error.to_string()),
+            ServeError::Node(error) if error.is_wrong_use() => Failure::Use(error.to_string()),
             error => Failure::Internal(error.to_string()),
         }
     }

@@ -127,6 +127,8 @@ pub struct Flow {
     /// The collector answers 503 when the texts of dimensions take this much: they are never
     /// forgotten while the server runs.
     pub symbols_bytes_max: Size,
+    /// The collector answers 503 when the ledger, the rows and the views take this much together.
+    pub state_bytes_max: Size,
     /// Memory for the changes of recent epochs, which subscribers resume from.
     pub history_bytes_max: Size,
     /// How long those are kept.
@@ -196,6 +198,7 @@ impl Default for Flow {
             lag_epochs_max: 600,
             read_back_bytes_max: Size(256 << 20),
             symbols_bytes_max: Size(2 << 30),
+            state_bytes_max: Size(16 << 30),
             history_bytes_max: Size(256 << 20),
             history: Span(Duration::from_secs(600)),
         }
@@ -249,6 +252,7 @@ impl Config {
                 self.server.listen
             ));
         }
+        self.collector().check().map_err(|e| ConfigError(format!("`[limits]`: {e}")))?;
         trueup_operators::rollup::check_ad_rollups(&self.rollups, crate::ads::AD_DIMENSIONS_MAX)
             .map_err(|problem| ConfigError(problem.to_string()))
     }
@@ -271,7 +275,7 @@ impl Config {
                 tick: self.time.tick.0,
                 epoch_bytes_max: self.flow.epoch_bytes_max.0,
                 epochs_in_flight_max: self.flow.epochs_in_flight_max,
-                closes: true,
+                cut: crate::epochs::Cut::Live,
             },
             read_back_bytes_max: self.flow.read_back_bytes_max.0 as usize,
         }

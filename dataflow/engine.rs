@@ -10,7 +10,7 @@
 //! then exits with 70; the log has everything, so the next start is as good as this one was.
 
 use crate::{
-    epochs::{EpochSettings, Epochs, Feeder, Lag},
+    epochs::{Cut, EpochSettings, Epochs, Feeder, Lag},
     flow::Job,
     worker::{self, WorkerMemory},
 };
@@ -69,7 +69,7 @@ impl Default for EngineSettings {
                 tick: Duration::from_millis(100),
                 epoch_bytes_max: 16 << 20,
                 epochs_in_flight_max: 4,
-                closes: true,
+                cut: Cut::Live,
             },
             read_back_bytes_max: 256 << 20,
         }

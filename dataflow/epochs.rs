@@ -52,8 +52,30 @@ pub struct EpochSettings {
     pub epoch_bytes_max: u64,
     /// How many epochs the workers may have under way.
     pub epochs_in_flight_max: u64,
-    /// Whether epochs are closed at all. A replay goes through those that the log has.
-    pub closes: bool,
+    /// Where the log is cut.
+    pub cut: Cut,
+}
+
+/// Where the log is cut into epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Behind what arrives, at every tick.
+    Live,
+    /// Where it was cut before: no epoch is closed.
+    Replay {
+        /// The last epoch to go through; all that there are if `None`.
+        upto: Option<Epoch>,
+    },
+}
+
+impl Cut {
+    /// The last epoch to begin with, of so many that there are.
+    fn last(self, epochs: Epoch) -> Epoch {
+        match self {
+            Cut::Replay { upto: Some(upto) } => epochs.min(upto),
+            Cut::Live | Cut::Replay { upto: None } => epochs,
+        }
+    }
 }
 
 /// An idle log still gets an epoch this often: its log time moves buckets on.
@@ -136,7 +158,8 @@ impl Epochs {
             log.partitions(Topic::Verdicts),
             log.partitions(Topic::Metadata),
         ));
-        let end = remap_end(&*log);
+        // The row of epoch e is at offset e − 1.
+        let end = settings.cut.last(remap_end(&*log));
         let closed = match end {
             0 => Arc::clone(&origin),
             end => Arc::new(read_rows(&*log, end - 1, end)?.pop().ok_or_else(no_row)?),
@@ -253,7 +276,7 @@ impl Epochs {
                 state.see(visible);
                 let now = Instant::now();
                 let hurry = std::mem::take(&mut state.hurry);
-                if self.settings.closes
+                if self.settings.cut == Cut::Live
                     && !state.appending
                     && (now >= next_tick || hurry || self.heavy(&state))
                 {

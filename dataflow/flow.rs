@@ -239,7 +239,7 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Sums<'s, B, N, M> {
 /// // How many rows there are in each bucket, kept by differential dataflow.
 /// fn counted<'s>(rollups: Rollups<'s, Rows<Reading>, 1, Warmth>) -> Output<'s, 1, Warmth> {
 ///     let buckets = rollups.collection().map(|(table, bucket, _key, _figures)| (table, bucket));
-///     buckets.consolidate().inspect(|(bucket, epoch, diff)| println!("{bucket:?} {epoch} {diff}"));
+///     buckets.consolidate().inspect(|(bucket, at, diff)| println!("{bucket:?} {at} {diff}"));
 ///     rollups.views()
 /// }
 /// ```

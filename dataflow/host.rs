@@ -2,7 +2,9 @@
 //! what the server hosts the ad job with, and what a program hosts a job of its own with.
 
 use crate::{
+    decided::{Decided, DecidedError},
     engine::{Engine, EngineSettings, StartError},
+    epochs::Cut,
     flow::Job,
     rows::{Event, Rows},
 };
@@ -11,8 +13,9 @@ use trueup_log::{Journal, system_clock};
 use trueup_operators::{
     hash::{self, HashKey},
     log::{Append, FRAME_RECORDS_MAX, Log, Topic, append_and_wait},
+    rollup::{RollupSpec, check_rollups},
     symbols::Symbols,
-    time::{BucketState, Epoch, EventTime},
+    time::{BucketState, Epoch, EventTime, SECOND_US, format_rfc3339},
 };
 use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings, Views};
 
@@ -66,6 +69,10 @@ pub struct Host {
     tables: Arc<dyn Tables>,
     engine: Engine,
     opened: trueup_log::Opened,
+    /// How far ahead an event may claim to be; see [`Lateness`].
+    ///
+    /// [`Lateness`]: trueup_operators::time::Lateness
+    future_skew_us_max: i64,
 }
 
 /// A row of a view.
@@ -103,6 +110,25 @@ pub enum HostError {
     /// Events cannot be written as a batch.
     #[error("the events cannot be encoded: {0}")]
     Encode(#[from] arrow_schema::ArrowError),
+    /// The directory's figures were decided with other settings.
+    #[error(transparent)]
+    Decided(#[from] DecidedError),
+    /// The job's rollups cannot be kept.
+    #[error("{0}")]
+    Rollups(String),
+    /// An event says that it happened when nothing can have.
+    #[error(
+        "the event `{id}` happened at {at}; give a time from 1970 on that is at most \
+         {ahead_s} s ahead of this machine's clock: how long an id is remembered goes by it"
+    )]
+    Time {
+        /// Its id.
+        id: String,
+        /// What it says.
+        at: String,
+        /// How far ahead it may be.
+        ahead_s: i64,
+    },
     /// A view cannot be read.
     #[error(transparent)]
     Read(#[from] trueup_sinks::tables::ReadError),
@@ -146,12 +172,14 @@ impl Host {
         engine: EngineSettings,
         views: ViewSettings,
     ) -> Result<Host, HostError> {
+        check(&job.rollups(), N)?;
         let (journal, opened) = Journal::open(dir, log, system_clock())?;
+        Decided::new(&engine.lateness, &job.rollups()).hold(dir)?;
         Host::on(Arc::new(journal), opened, job, engine, views)
     }
 
-    /// Opens a directory to go through the epochs that it holds, next to a running server or
-    /// without one: changes nothing, closes no epoch.
+    /// Opens a directory to go through the epochs that it holds, up to one of them or all, next to
+    /// a running server or without one: changes nothing, closes no epoch.
     ///
     /// # Errors
     /// As [`Host::open`].
@@ -160,9 +188,12 @@ impl Host {
         job: J,
         mut engine: EngineSettings,
         views: ViewSettings,
+        upto: Option<Epoch>,
     ) -> Result<Host, HostError> {
+        check(&job.rollups(), N)?;
+        Decided::new(&engine.lateness, &job.rollups()).check(dir)?;
         let (journal, opened) = Journal::open_read_only(dir)?;
-        engine.epochs.closes = false;
+        engine.epochs.cut = Cut::Replay { upto };
         Host::on(Arc::new(journal), opened, job, engine, views)
     }
 
@@ -174,6 +205,7 @@ impl Host {
         mut views: ViewSettings,
     ) -> Result<Host, HostError> {
         let symbols = Arc::new(Symbols::default());
+        let future_skew_us_max = engine.lateness.future_skew_us_max;
         // Each worker has two sinks: its rows, and its `(other)` rows.
         views.workers = engine.workers * 2;
         let views: Arc<Views<N, J::Metrics>> = Views::new(views, Arc::clone(&symbols));
@@ -186,15 +218,17 @@ impl Host {
             |worker| [0, 1].map(|stage| Box::new(views.shard(worker * 2 + stage)) as Box<_>),
             move |times| announced.announce(times),
         )?;
-        Ok(Host { journal, symbols, tables: views, engine, opened })
+        Ok(Host { journal, symbols, tables: views, engine, opened, future_skew_us_max })
     }
 
     /// Appends events and waits until they are durable. An event that was sent before is a
     /// duplicate and changes nothing, so a sender that is not sure sends again.
     ///
     /// # Errors
-    /// When nothing, or not everything, is certain to be durable: send again.
+    /// When nothing, or not everything, is certain to be durable: send again. When an event's time
+    /// is out of range: nothing was sent.
     pub fn send<E: Event>(&self, events: &[E]) -> Result<(), HostError> {
+        self.check_times(events)?;
         let key = self.key();
         let partitions = self.journal.partitions(Topic::Events);
         let mut parts: Vec<Vec<&E>> = (0..partitions).map(|_| Vec::new()).collect();
@@ -216,6 +250,21 @@ impl Host {
         }
         append_and_wait(&*self.journal, frames)?;
         Ok(())
+    }
+
+    /// The ledger forgets an id when no copy can count any more, and that is reckoned from the most
+    /// that an event may be ahead of its arrival.
+    fn check_times<E: Event>(&self, events: &[E]) -> Result<(), HostError> {
+        let now_us = system_clock()().0;
+        let range = 0..=now_us.saturating_add(self.future_skew_us_max);
+        match events.iter().find(|event| !range.contains(&event.time().0)) {
+            None => Ok(()),
+            Some(event) => Err(HostError::Time {
+                id: event.id(),
+                at: format_rfc3339(event.time().0),
+                ahead_s: self.future_skew_us_max / SECOND_US,
+            }),
+        }
     }
 
     /// Waits until the views show everything that is durable now.
@@ -290,4 +339,12 @@ impl Host {
     pub fn close(self) {
         self.engine.stop();
     }
+}
+
+/// Whether a job's rollups can be kept. Which dimensions there are is the job's to know.
+fn check(rollups: &[RollupSpec], dimensions_max: usize) -> Result<(), HostError> {
+    let known: Vec<&str> =
+        rollups.iter().flat_map(|rollup| &rollup.dimensions).map(String::as_str).collect();
+    check_rollups(rollups, &known, dimensions_max)
+        .map_err(|problem| HostError::Rollups(problem.to_string()))
 }

@@ -16,6 +16,7 @@ pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod decided;
 pub mod engine;
 pub mod epochs;
 pub mod flow;

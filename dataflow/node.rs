@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -24,18 +24,21 @@ use trueup_operators::{
     event::{Fate, Position},
     hash::{Domain, IdHash},
     ledger::{Entry, Standing},
-    log::{Log, Topic},
+    log::{Log, LogError, Topic},
     problem::Problem,
     remap::RemapRow,
-    time::{EventTime, Granularity, LogTime, format_rfc3339, parse_rfc3339},
+    symbols::OTHER_TEXT,
+    time::{Bucket, EventTime, Granularity, LogTime, format_rfc3339, parse_rfc3339},
 };
 use trueup_queries::Runtime;
-use trueup_sinks::ReadEvents;
+use trueup_sinks::{Filter, ReadEvents};
 
 /// Freshness is told over this long.
 const FRESHNESS_WINDOW: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const FRESHNESS_EVERY: Duration = Duration::from_millis(50);
+/// Every which look counts what the views take.
+const WEIGHED_EVERY: u64 = 20;
 /// Quarantined events that a search for one id looks at, newest first: the ledger, which has an
 /// index, does not know them.
 const QUARANTINED_SEARCHED_MAX: usize = 1_000;
@@ -51,6 +54,8 @@ pub struct Node {
     started: Instant,
     recovery: Mutex<Option<Duration>>,
     draining: AtomicBool,
+    /// What the views take, as last looked at: counting it visits every bucket.
+    views_bytes: AtomicU64,
 }
 
 /// How old the visible epoch was, ms, at regular instants of this window and of the one before.
@@ -72,6 +77,25 @@ pub enum NodeError {
     /// The process has another recorder of metrics.
     #[error("metrics cannot be recorded: {0}")]
     Metrics(String),
+}
+
+impl NodeError {
+    /// Whether other settings would help.
+    pub fn is_wrong_use(&self) -> bool {
+        use crate::{engine::StartError, host::HostError};
+        match self {
+            NodeError::Host(HostError::Log(error) | HostError::Start(StartError::Log(error))) => {
+                matches!(error, LogError::Invalid { .. })
+            }
+            NodeError::Host(
+                HostError::Start(StartError::Settings(_))
+                | HostError::Decided(_)
+                | HostError::Rollups(_),
+            )
+            | NodeError::Collector(_) => true,
+            NodeError::Host(_) | NodeError::Metrics(_) => false,
+        }
+    }
 }
 
 impl Node {
@@ -102,6 +126,7 @@ impl Node {
             started: Instant::now(),
             recovery: Mutex::new(None),
             draining: AtomicBool::new(false),
+            views_bytes: AtomicU64::new(0),
         });
         let pressure = Arc::new(Behind(Arc::downgrade(&node)));
         let clock = Arc::new(|| jiff::Timestamp::now().as_microsecond());
@@ -119,7 +144,15 @@ impl Node {
 
     /// Watches freshness and faults until the node drains; returns the fault, if there is one.
     pub fn watch(&self) -> Option<String> {
-        while !self.draining.load(Ordering::Acquire) {
+        for look in 0_u64.. {
+            if self.draining.load(Ordering::Acquire) {
+                break;
+            }
+            if look.is_multiple_of(WEIGHED_EVERY) {
+                let memory = self.host.tables().memory();
+                let bytes = memory.rows_bytes + memory.index_bytes + memory.history_bytes;
+                self.views_bytes.store((bytes + memory.incidents_bytes) as u64, Ordering::Relaxed);
+            }
             if let Some(fault) = self.host.engine().fault() {
                 return Some(fault);
             }
@@ -153,6 +186,10 @@ impl Node {
     /// Why not everything could be shown; it is in the log nevertheless.
     pub fn drain(&self) -> Result<(), String> {
         self.draining.store(true, Ordering::Release);
+        if !self.host.engine().lag().caught_up {
+            // What is in the log is shown by the next start, from the beginning as this one.
+            return Ok(());
+        }
         self.host.settle().map(drop).map_err(|e| e.to_string())
     }
 
@@ -160,13 +197,22 @@ impl Node {
     fn has_room(&self) -> Result<(), Problem> {
         let (symbols_bytes, symbols_bytes_max) =
             (self.host.symbols().bytes() as u64, self.config.flow.symbols_bytes_max.0);
+        let workers = self.host.engine().memory();
+        let of_workers: usize = workers.iter().map(|w| w.ledger_bytes + w.rows_bytes).sum();
+        let state_bytes = of_workers as u64 + self.views_bytes.load(Ordering::Relaxed);
+        let state_bytes_max = self.config.flow.state_bytes_max.0;
         let full = if symbols_bytes >= symbols_bytes_max {
             format!(
                 "the texts of dimensions take {symbols_bytes} bytes; `flow.symbols_bytes_max` is \
                  {symbols_bytes_max}"
             )
-        } else if self.host.engine().memory().iter().any(|worker| worker.ledger_nearly_full) {
+        } else if workers.iter().any(|worker| worker.ledger_nearly_full) {
             "the ledger holds seven eighths of the events or verdicts that it can".to_owned()
+        } else if state_bytes >= state_bytes_max {
+            format!(
+                "ledger, rows and views take {state_bytes} bytes; `flow.state_bytes_max` is \
+                 {state_bytes_max}"
+            )
         } else {
             return Ok(());
         };
@@ -175,7 +221,8 @@ impl Node {
             "state_full",
             "the server can remember no more",
             full,
-            "send again later; an operator shortens the horizon, or raises the limit and restarts",
+            "send again later: what is past the horizon is forgotten; else an operator raises the \
+             limit and restarts",
         )
         .retry_after(60))
     }
@@ -286,7 +333,8 @@ impl Node {
         Ok(None)
     }
 
-    /// The view rows that an event stands in.
+    /// The view rows that an event stands in: those of its dimensions, or of `(other)` where its
+    /// bucket had no room for them.
     fn rows_of(&self, event: &serde_json::Map<String, Value>) -> Vec<Value> {
         let text = |name: &str| event.get(name).and_then(Value::as_str);
         let Some(at) = text("occurredAt").and_then(parse_rfc3339).map(EventTime) else {
@@ -299,13 +347,50 @@ impl Node {
                 let mut row = serde_json::Map::new();
                 row.insert("view".into(), json!(rollup.view_name(granularity)));
                 row.insert("bucketStart".into(), json!(format_rfc3339(start.0)));
-                for dimension in &rollup.dimensions {
-                    row.insert(dimension.clone(), json!(text(dimension)));
+                let texts = rollup.dimensions.iter().map(|d| text(d).unwrap_or_default());
+                let own: Vec<String> = texts.map(str::to_owned).collect();
+                let first = own.first().cloned().into_iter();
+                let folded: Vec<String> =
+                    first.chain(own.iter().skip(1).map(|_| OTHER_TEXT.to_owned())).collect();
+                let bucket = granularity.bucket(at);
+                let view = rollup.view_name(granularity);
+                let key = match self.has_row(&view, bucket, &own) {
+                    false if self.has_row(&view, bucket, &folded) => folded,
+                    _ => own,
+                };
+                for (dimension, text) in rollup.dimensions.iter().zip(key) {
+                    let text = Some(text).filter(|text| !text.is_empty());
+                    row.insert(dimension.clone(), json!(text));
                 }
                 rows.push(Value::Object(row));
             }
         }
         rows
+    }
+}
+
+impl Node {
+    /// Whether a view shows a row with these dimensions now.
+    fn has_row(&self, view: &str, bucket: Bucket, texts: &[String]) -> bool {
+        let tables = self.host.tables();
+        let Some(view) = tables.catalog().view(view) else { return false };
+        let filter = Filter {
+            dimensions: texts.iter().cloned().enumerate().collect(),
+            buckets: Some(bucket..Bucket(bucket.0 + 1)),
+            ..Filter::default()
+        };
+        let mut from = None;
+        // A page may be empty and still have a next one.
+        while let Ok(page) = tables.page(view.id, &filter, None, from, 1) {
+            if page.rows.rows().next().is_some() {
+                return true;
+            }
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
+        false
     }
 }
 

@@ -230,7 +230,7 @@ impl<E: Event> EventBatch for Rows<E> {
 /// ```
 pub struct PerEvent<E, F> {
     /// By rollup, then by place in the key: which of [`Event::DIMENSIONS`].
-    rollups: Vec<Vec<usize>>,
+    rollups: Vec<Vec<Option<usize>>>,
     metrics: F,
     events: std::marker::PhantomData<fn(&E)>,
 }
@@ -240,8 +240,7 @@ impl<E: Event, F> PerEvent<E, F> {
     /// that the events do not have stays absent.
     pub fn new(rollups: &[RollupSpec], metrics: F) -> Self {
         let place = |name: &String| E::DIMENSIONS.iter().position(|d| d == name);
-        let rollups =
-            rollups.iter().map(|r| r.dimensions.iter().filter_map(place).collect()).collect();
+        let rollups = rollups.iter().map(|r| r.dimensions.iter().map(place).collect()).collect();
         PerEvent { rollups, metrics, events: std::marker::PhantomData }
     }
 }
@@ -267,7 +266,7 @@ where
             let symbols = batch.symbols(delta.row.into());
             let mut key = [ABSENT; N];
             for (word, &dimension) in key.iter_mut().zip(&self.rollups[rollup]) {
-                *word = symbols[dimension];
+                *word = dimension.map_or(ABSENT, |dimension| symbols[dimension]);
             }
             key
         }));

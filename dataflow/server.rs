@@ -1,13 +1,18 @@
 //! The sockets of a node: one listener for the collector, the queries and the live page, and the
 //! way a server ends. SIGTERM and SIGINT drain: nothing more is taken, what was taken becomes
-//! visible, exit 0. A fault ends the process with 70 at once; the log has everything.
+//! visible, exit 0; the second one, or the first while the log is still being read again, does not
+//! wait for that. A fault ends the process with 70 at once; the log has everything.
 
 use crate::{
     config::Config,
     node::{Node, NodeError},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 use trueup_operators::access::Access;
 use trueup_queries::Queries;
 
@@ -91,12 +96,18 @@ pub fn serve(
         ready(Running { address, node: Arc::clone(&node) });
         let ended = listen(listener, app, &queries, until, fault).await;
         let drained = match ended {
-            Ok(()) => {
+            Ok(mut signals) => {
                 let node = Arc::clone(&node);
-                tokio::task::spawn_blocking(move || node.drain())
-                    .await
-                    .map_err(std::io::Error::other)?
-                    .map_err(ServeError::Fault)
+                let drained = tokio::task::spawn_blocking(move || node.drain());
+                tokio::select! {
+                    drained = drained => {
+                        drained.map_err(std::io::Error::other)?.map_err(ServeError::Fault)
+                    }
+                    () = signals.next() => {
+                        tracing::warn!("told to stop again: what is in the log is shown later");
+                        Ok(())
+                    }
+                }
             }
             Err(error) => Err(error),
         };
@@ -116,10 +127,8 @@ async fn listen(
     queries: &Queries,
     until: impl Future<Output = ()> + Send + 'static,
     fault: oneshot::Receiver<Option<String>>,
-) -> Result<(), ServeError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut term, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+) -> Result<Signals, ServeError> {
+    let mut signals = Signals::new()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, service).with_graceful_shutdown(async {
@@ -128,8 +137,7 @@ async fn listen(
     });
     let mut server = tokio::spawn(async move { server.await });
     let fault = tokio::select! {
-        _ = term.recv() => None,
-        _ = interrupt.recv() => None,
+        () = signals.next() => None,
         () = until => None,
         fault = fault => fault.ok().flatten(),
     };
@@ -143,5 +151,25 @@ async fn listen(
     if tokio::time::timeout(GRACE, &mut server).await.is_err() {
         server.abort();
     }
-    Ok(())
+    Ok(signals)
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        let term = signal(SignalKind::terminate())?;
+        Ok(Signals { term, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

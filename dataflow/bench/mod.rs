@@ -58,7 +58,7 @@ impl Bench {
     fn engine(&self) -> EngineSettings {
         let mut settings = EngineSettings { workers: self.workers, ..EngineSettings::default() };
         settings.epochs.epochs_in_flight_max = self.in_flight;
-        settings.epochs.closes = false;
+        settings.epochs.cut = crate::epochs::Cut::Replay { upto: None };
         settings
     }
 

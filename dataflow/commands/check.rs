@@ -5,6 +5,7 @@ use crate::{
     ads::AD_DIMENSIONS_MAX,
     cli::{Doctor, Range, Replay, Verify},
     config::Config,
+    decided::Decided,
     epochs::read_rows,
     host::Host,
     topology::AdJob,
@@ -31,6 +32,9 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
     // What is served is read before the log is opened: the log then has all of it.
     let (served, aside) = match &command.server {
         Some(url) => {
+            Decided::new(&config.lateness(), &config.rollups)
+                .check(&config.data_dir)
+                .map_err(|e| Failure::Use(e.to_string()))?;
             let remote = Remote::new(url, command.token.as_deref());
             let (epoch, dimensions) = visible(&remote, &config).map_err(Failure::Use)?;
             (remote.served(&dimensions, epoch).map_err(Failure::Use)?, None)
@@ -54,7 +58,7 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
 /// Everything that a replay of the whole log shows: the rows, the counts, and the events that were
 /// set aside.
 fn replayed(config: &Config) -> Result<(Served, Option<(Counts, ServedEvents)>), Failure> {
-    let host = again(config)?;
+    let host = again(config, None)?;
     let tables = &**host.tables();
     let unreadable = |e| Failure::Use(format!("the views cannot be read: {e}"));
     let served = verify::served(tables, None).map_err(unreadable)?;
@@ -95,17 +99,18 @@ fn visible(
     Ok((epoch, dimensions))
 }
 
-/// The log through the engine again, up to its last epoch.
-fn again(config: &Config) -> Result<Host, Failure> {
+/// The log through the engine again, up to an epoch or to its last one.
+fn again(config: &Config, upto: Option<Epoch>) -> Result<Host, Failure> {
     let job = AdJob { rollups: config.rollups.clone() };
     let host = Host::replay::<AdJob, AD_DIMENSIONS_MAX>(
         &config.data_dir,
         job,
         config.engine(),
         config.views(),
+        upto,
     )
     .map_err(|e| Failure::Use(e.to_string()))?;
-    host.engine().catch_up(PATIENCE).map_err(Failure::Internal)?;
+    host.engine().catch_up(PATIENCE).map_err(Failure::Use)?;
     Ok(host)
 }
 
@@ -133,27 +138,22 @@ pub fn replay(command: &Replay) -> Result<(), Failure> {
         ));
     }
     let config = command.common.load()?;
-    let host = again(&config)?;
+    // What is served is read first: a server that runs is at another epoch a second later.
+    let served = match &command.server {
+        None => None,
+        Some(url) => {
+            let remote = Remote::new(url, command.token.as_deref());
+            let (epoch, dimensions) = visible(&remote, &config).map_err(Failure::Use)?;
+            Some(remote.served(&dimensions, epoch).map_err(Failure::Use)?)
+        }
+    };
+    let host = again(&config, served.as_ref().map(|served| served.epoch))?;
     let replayed = verify::served(&**host.tables(), None)
         .map_err(|e| Failure::Use(format!("the views cannot be read: {e}")))?;
     let range = touched(command, &host)?;
     host.close();
-    let served = match &command.server {
-        // Nothing is published: everything that the replay shows would be new.
-        None => verify::Views::new(),
-        Some(url) => {
-            let remote = Remote::new(url, command.token.as_deref());
-            let (epoch, dimensions) = visible(&remote, &config).map_err(Failure::Use)?;
-            if epoch != replayed.epoch {
-                return Err(Failure::Use(format!(
-                    "the server shows epoch {epoch}, the log ends with epoch {}; try again when \
-                     it is quiet",
-                    replayed.epoch
-                )));
-            }
-            remote.served(&dimensions, epoch).map_err(Failure::Use)?.views
-        }
-    };
+    // Without a server nothing is published: everything that the replay shows would be new.
+    let served = served.map(|served| served.views).unwrap_or_default();
     let filter = filter(&range, &replayed);
     let changes = print_changes(&served, &replayed.views, &filter);
     println!("epoch {}: {changes} rows would change", replayed.epoch);
@@ -275,13 +275,22 @@ fn check_remap(config: &Config) -> Result<Epoch, String> {
         last = rows.into_iter().next_back();
     }
     let Some(last) = last else { return Ok(0) };
-    let ends = journal.ends(Topic::Events);
-    for (partition, (upto, end)) in last.events.iter().zip(&ends).enumerate() {
-        if upto.offset > end.offset {
-            return Err(format!(
-                "epoch {} ends at offset {} of partition {partition}, the log at {}",
-                last.epoch, upto.offset, end.offset
-            ));
+    let topics = [
+        (Topic::Events, &last.events),
+        (Topic::Verdicts, &last.verdicts),
+        (Topic::Metadata, &last.metadata),
+    ];
+    for (topic, uptos) in topics {
+        for (partition, (upto, end)) in uptos.iter().zip(journal.ends(topic)).enumerate() {
+            if upto.offset > end.offset {
+                return Err(format!(
+                    "epoch {} ends at offset {} of partition {partition} of {}, the log at {}",
+                    last.epoch,
+                    upto.offset,
+                    topic.name(),
+                    end.offset
+                ));
+            }
         }
     }
     Ok(last.epoch)

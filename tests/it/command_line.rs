@@ -40,13 +40,14 @@ fn the_effective_configuration_is_printed_and_can_be_read_again() {
 
 #[test]
 fn wrong_use_ends_with_2_and_says_what_is_wrong() {
-    let cases: [(&str, &str); 6] = [
+    let cases: [(&str, &str); 7] = [
         ("[time]\nallowed_latenes = \"5m\"\n", "did you mean `allowed_lateness`?"),
         ("[time]\ntick = \"soon\"\n", "`soon`"),
         ("[time]\nallowed_lateness = \"2d\"\n", "correction_horizon"),
         ("[server]\nlisten = \"0.0.0.0:80\"\n", "token"),
         ("[[rollup]]\nname = \"r\"\ndimensions = [\"campaignId\", \"cuontry\"]\n", "`cuontry`"),
         ("[limits]\nbody_bytes_max = \"many\"\n", "many"),
+        ("[limits]\npixel_linger_ms = 5000\n", "pixel_linger_ms"),
     ];
     for (config, named) in cases {
         let home = Home::new(config);

@@ -12,6 +12,7 @@
 //! | [`bad_input`] | what no client should send has a defined answer and harms nobody |
 //! | [`faults`] | full disk, torn write, flipped bit, clock, second server, SIGTERM |
 //! | [`halt`] | a fault ends the run, and nothing of its epoch is shown |
+//! | [`doubt`] | `verify`, `replay`, and settings that would decide history anew |
 //! | [`command_line`] | exit codes, messages, configuration, generated traffic |
 //! | [`orders`] | another job, killed with -9 again and again, is right in the end |
 //! | [`fuzzed`] | the fuzz targets' entry points over a corpus and random changes to it |
@@ -29,6 +30,7 @@ mod chaos;
 mod client;
 mod command_line;
 mod demo;
+mod doubt;
 mod faults;
 mod finality;
 mod first_curl;

@@ -59,7 +59,7 @@ impl Running {
                 tick: Duration::from_millis(2),
                 epoch_bytes_max: 16 << 20,
                 epochs_in_flight_max: 4,
-                closes: true,
+                cut: crate::epochs::Cut::Live,
             },
             read_back_bytes_max: 1 << 20,
         };

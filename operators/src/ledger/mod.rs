@@ -142,8 +142,8 @@ impl Default for LedgerLimits {
     fn default() -> Self {
         LedgerLimits {
             rows_per_vnode_max: ROWS_PER_VNODE_MAX,
-            verdicts_per_vnode_max: 1 << 18,
-            impression_verdicts_max: 1 << 24,
+            verdicts_per_vnode_max: 1 << 20,
+            impression_verdicts_max: 1 << 26,
         }
     }
 }
