@@ -2,8 +2,8 @@
 //! Open to everyone, because it holds no data; what it shows it asks for with the visitor's token.
 //! Scripts and styles come from files alone, and the header forbids everything else.
 
+use crate::params::Name;
 use axum::{
-    extract::Path,
     http::header,
     response::{Html, IntoResponse, Response},
 };
@@ -38,7 +38,7 @@ pub(crate) async fn page() -> Response {
 }
 
 /// `GET /dashboard/{file}`
-pub(crate) async fn asset(Path(file): Path<String>) -> Result<Response, Problem> {
+pub(crate) async fn asset(Name(file): Name) -> Result<Response, Problem> {
     let found = FILES.iter().find(|(name, _, _)| *name == file);
     let &(_, kind, content) = found.ok_or_else(|| {
         Problem::new(

@@ -2,11 +2,11 @@
 //! the life of one event, and the description of all routes.
 
 use crate::{
-    params::Params,
+    params::{Name, Params},
     server::{Queries, json},
 };
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -58,7 +58,7 @@ pub(crate) async fn status(State(queries): State_, headers: HeaderMap, uri: Uri)
 /// `GET /v1/events/{eventId}`
 pub(crate) async fn event(
     State(queries): State_,
-    Path(id): Path<String>,
+    Name(id): Name,
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer {

@@ -1,8 +1,11 @@
-//! The parameters of a request: each is taken once, by name, and what is left over is an error that
+//! The parameters of a request, and the name in its path. Of parameters each is taken once, by name, and what is left over is an error that
 //! names the nearest known one. A misspelt filter must never be a filter that is ignored.
 
 use crate::problems::wrong;
-use axum::{extract::Query, http::Uri};
+use axum::{
+    extract::{FromRequestParts, Path, Query},
+    http::{Uri, request::Parts},
+};
 use trueup_operators::{
     problem::Problem,
     time::{Granularity, parse_rfc3339},
@@ -13,6 +16,25 @@ const PARAMS_MAX: usize = 64;
 
 /// The year 2200: every bucket up to it has a number.
 const TIME_US_MAX: i64 = 7_258_118_400 * 1_000_000;
+
+/// The name in a path.
+#[derive(Debug)]
+pub(crate) struct Name(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Name, Problem> {
+        let name = Path::<String>::from_request_parts(parts, state).await;
+        name.map(|Path(name)| Name(name)).map_err(|rejection| {
+            wrong(
+                "bad_path",
+                format!("the path `{}` cannot be read: {rejection}", parts.uri.path()),
+                "encode names in a path as the UTF-8 of a URL",
+            )
+        })
+    }
+}
 
 /// The parameters that were not taken yet.
 #[derive(Debug)]

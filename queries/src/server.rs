@@ -1,6 +1,8 @@
 //! The routes, and who may use them.
 
-use crate::{Limits, Runtime, dashboard, gate::Gate, ops, reports, subscribe, views};
+use crate::{
+    Limits, Runtime, dashboard, gate::Gate, ops, problems::of_read, reports, subscribe, views,
+};
 use axum::{
     Router,
     http::{HeaderMap, Uri, header},
@@ -13,7 +15,7 @@ use trueup_operators::{
     access::{Access, Action},
     problem::Problem,
 };
-use trueup_sinks::Tables;
+use trueup_sinks::{ReadError, Tables};
 
 /// Everything that queries need.
 pub struct Queries {
@@ -58,6 +60,21 @@ impl Queries {
     /// Ends all subscriptions, each with a reason, so that the server can stop.
     pub fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// Why the views did not answer. After a restart they come back epoch by epoch, so an epoch
+    /// that is not there yet may be one that a reader had before: he is told to wait, not to begin
+    /// anew. The runtime may read files, so this is for threads that may block.
+    pub(crate) fn of_read(&self, error: ReadError) -> Problem {
+        let ReadError::Ahead { epoch, .. } = error else { return of_read(error) };
+        let ahead = of_read(error);
+        let has_come = self.tables.visible().is_some_and(|at| at.epoch >= epoch);
+        match self.runtime.ready() {
+            Err(wait) => Problem { retry_after_s: wait.retry_after_s.or(Some(1)), ..wait },
+            // It came after the views had said that it had not.
+            Ok(()) if has_come => of_read(ReadError::NotReady),
+            Ok(()) => ahead,
+        }
     }
 
     /// Checks the `Authorization` header.

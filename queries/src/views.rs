@@ -6,13 +6,13 @@
 
 use crate::{
     json::{Shape, push_text, view_rows},
-    params::{self, Params, nearest},
-    problems::{of_read, wrong},
+    params::{self, Name, Params, nearest},
+    problems::wrong,
     server::{Queries, json},
     token::Token,
 };
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, Uri},
     response::Response,
 };
@@ -41,9 +41,10 @@ const EVENT_COLUMNS: [&str; 6] = ["reason", "partition", "offset", "row", "logTi
 pub(crate) async fn list(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
     queries.check(&headers, Action::Read)?;
     Params::of(&uri)?.finish()?;
-    let tables = Arc::clone(&queries.tables);
+    let asked = Arc::clone(&queries);
     let body = queries.gate.run(move || {
-        let (at, counts) = tables.row_counts().map_err(of_read)?;
+        let tables = &asked.tables;
+        let (at, counts) = tables.row_counts().map_err(|e| asked.of_read(e))?;
         let catalog = tables.catalog();
         let views: Vec<Value> = catalog
             .views()
@@ -105,7 +106,7 @@ pub(crate) fn find<'a>(catalog: &'a Catalog, name: &str) -> Result<&'a View, Pro
 /// `GET /v1/views/{name}`
 pub(crate) async fn rows(
     State(queries): State_,
-    Path(name): Path<String>,
+    Name(name): Name,
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer {
@@ -195,14 +196,16 @@ async fn table_page(
     filter: Filter,
     ask: Ask,
 ) -> Answer {
-    let tables = Arc::clone(&queries.tables);
+    let asked = Arc::clone(&queries);
     let body = queries.gate.run(move || {
+        let tables = &asked.tables;
         let from = ask.token.map(|t| Place {
             bucket: Bucket(t.place[0] as u32 as i32),
             shard: t.place[1] as u32,
             row: t.place[2] as u32,
         });
-        let page = tables.page(view.id, &filter, ask.epoch, from, ask.limit).map_err(of_read)?;
+        let page = tables.page(view.id, &filter, ask.epoch, from, ask.limit);
+        let page = page.map_err(|e| asked.of_read(e))?;
         let mut body = String::with_capacity(page.rows.len() * 192 + 128);
         body.push_str("{\"rows\":");
         let shape = shape(tables.catalog(), table);
@@ -223,12 +226,13 @@ pub(crate) fn shape(catalog: &Catalog, table: TableId) -> Shape {
 }
 
 async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask) -> Answer {
-    let (tables, runtime) = (Arc::clone(&queries.tables), Arc::clone(&queries.runtime));
+    let asked = Arc::clone(&queries);
     let body = queries.gate.run(move || {
         let before = ask.token.map(|t| key_of(t.place));
-        let page = tables.incidents(&fates, ask.epoch, before, ask.limit).map_err(of_read)?;
+        let page = asked.tables.incidents(&fates, ask.epoch, before, ask.limit);
+        let page = page.map_err(|e| asked.of_read(e))?;
         let rows: Vec<Value> =
-            page.incidents.iter().map(|(_, i)| event_row(runtime.as_ref(), i)).collect();
+            page.incidents.iter().map(|(_, i)| event_row(asked.runtime.as_ref(), i)).collect();
         let is_full = page.incidents.len() == ask.limit;
         let last = page.incidents.last().filter(|_| is_full).map(|(key, _)| place_of(*key));
         let (epoch, total) = (page.at.epoch, page.total);

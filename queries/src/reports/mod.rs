@@ -16,13 +16,13 @@ mod tests;
 
 use crate::{
     json::{ReportExtras, Rows, Shape, push_seconds, push_text},
-    params::Params,
-    problems::{of_read, wrong},
+    params::{Name, Params},
+    problems::wrong,
     server::{Queries, json},
     token::Token,
 };
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, Uri},
     response::Response,
 };
@@ -34,7 +34,7 @@ use trueup_operators::{
     problem::Problem,
     time::{EventTime, MINUTE_US, format_rfc3339},
 };
-use trueup_sinks::{ReadError, Summed, Tables, block::RowRef};
+use trueup_sinks::{ReadError, Summed, block::RowRef};
 
 type State_ = State<Arc<Queries>>;
 type Answer = Result<Response, Problem>;
@@ -42,7 +42,7 @@ type Answer = Result<Response, Problem>;
 /// `GET /v1/reports/campaigns/{campaignId}`
 pub(crate) async fn campaign(
     State(queries): State_,
-    Path(campaign): Path<String>,
+    Name(campaign): Name,
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer {
@@ -101,11 +101,11 @@ pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) ->
     let body = queries.gate.run(move || {
         let tables = &asked.tables;
         // The turn has come: the window ends now, and the sum is free to choose its epoch.
-        let at = tables.visible().ok_or_else(|| of_read(ReadError::NotReady))?;
+        let at = tables.visible().ok_or_else(|| asked.of_read(ReadError::NotReady))?;
         let range_us = window(at, window_us);
         let plan = Plan::new(&asked, &mut params, by, range_us, None, Unnamed::Window(at))?;
         params.finish()?;
-        let summed = plan.sum(tables.as_ref())?;
+        let summed = plan.sum(&asked)?;
         let mut rows: Vec<RowRef<'_>> = summed.rows.rows().collect();
         // Stable, so equal ones stay in the order of their texts.
         rows.sort_by_key(|row| std::cmp::Reverse(row.values[metric_at]));
@@ -117,7 +117,7 @@ pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) ->
             format_rfc3339(plan.range_us.start),
             format_rfc3339(plan.range_us.end)
         ));
-        write_rows(&mut body, &plan, tables.as_ref(), &summed, &rows, asked.runtime.now_us());
+        write_rows(&mut body, &plan, &asked, &summed, &rows);
         body.push('}');
         Ok(body)
     });
@@ -140,16 +140,16 @@ async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> An
     params.finish()?;
     plan.query.epoch = token.map(|t| t.epoch).or(epoch);
     let skip = token.map_or(0, |t| t.place[0] as usize);
-    let (tables, runtime) = (Arc::clone(&queries.tables), Arc::clone(&queries.runtime));
+    let asked = Arc::clone(&queries);
     let body = queries.gate.run(move || {
-        let summed = plan.sum(tables.as_ref())?;
+        let summed = plan.sum(&asked)?;
         let rows: Vec<RowRef<'_>> =
             summed.rows.rows().filter(|row| plan.shows(row, summed.at)).collect();
         let end = rows.len().min(skip.saturating_add(limit));
         let page = &rows[skip.min(end)..end];
         let mut body = String::with_capacity(page.len() * 256 + 256);
         body.push('{');
-        write_rows(&mut body, &plan, tables.as_ref(), &summed, page, runtime.now_us());
+        write_rows(&mut body, &plan, &asked, &summed, page);
         body.push_str(",\"nextPageToken\":");
         if end < rows.len() {
             let token = Token { epoch: summed.at.epoch, place: [end as u64, 0, 0] };
@@ -166,13 +166,13 @@ async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> An
 fn write_rows(
     body: &mut String,
     plan: &Plan,
-    tables: &dyn Tables,
+    queries: &Queries,
     summed: &Summed,
     page: &[RowRef<'_>],
-    now_us: i64,
 ) {
+    let tables = queries.tables.as_ref();
     let shape = Shape::new(plan.names.iter().map(String::as_str), plan.columns.iter().copied());
-    let extras = ReportExtras { freshness_us: now_us - summed.at.frontier.0 };
+    let extras = ReportExtras { freshness_us: queries.runtime.now_us() - summed.at.frontier.0 };
     let mut rows = Rows::new(&shape, tables.symbols(), page.iter().copied());
     body.push_str("\"rows\":[");
     for (i, row) in page.iter().enumerate() {

@@ -16,7 +16,7 @@
 use super::shown;
 use crate::{
     params::{Params, nearest},
-    problems::{of_read, wrong},
+    problems::wrong,
     server::Queries,
 };
 use std::ops::Range;
@@ -138,10 +138,11 @@ impl Plan {
     }
 
     /// Asks for the sum.
-    pub(super) fn sum(&self, tables: &dyn Tables) -> Result<Summed, Problem> {
+    pub(super) fn sum(&self, queries: &Queries) -> Result<Summed, Problem> {
+        let tables = queries.tables.as_ref();
         tables.sum(&self.query).map_err(|error| {
             let is_not_kept = matches!(error, ReadError::NotKept { .. });
-            let problem = of_read(error);
+            let problem = queries.of_read(error);
             match self.first_kept_us(tables).filter(|_| is_not_kept) {
                 None => problem,
                 Some(first_us) => Problem {

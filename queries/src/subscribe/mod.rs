@@ -26,14 +26,14 @@ mod websocket;
 
 use crate::{
     json::{Rows, Shape, view_rows},
-    params::Params,
+    params::{Name, Params},
     problems::{of_read, wrong},
     runtime::Runtime,
     server::Queries,
     views,
 };
 use axum::{
-    extract::{Path, State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
+    extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
     http::{HeaderMap, Uri},
     response::Response,
 };
@@ -76,7 +76,7 @@ pub(crate) struct Message {
 /// `GET /v1/views/{name}/subscribe`
 pub(crate) async fn subscribe(
     State(queries): State<Arc<Queries>>,
-    Path(name): Path<String>,
+    Name(name): Name,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     headers: HeaderMap,
     uri: Uri,
@@ -119,23 +119,23 @@ async fn follow(
     filter: Filter,
     start: Start,
 ) -> Result<Box<dyn Follow>, Problem> {
-    let (tables, id) = (Arc::clone(&queries.tables), view.id);
+    let (asked, id) = (Arc::clone(queries), view.id);
     let turn = Arc::clone(&queries.turns).acquire_owned().await;
     let follow = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        tables.follow(id, filter, start)
+        let follow = Arc::clone(&asked.tables).follow(id, filter, start);
+        follow.map_err(|e| asked.of_read(e))
     });
-    let follow = follow.await.map_err(|panic| {
+    follow.await.unwrap_or_else(|panic| {
         tracing::error!(%panic, "a subscription panicked");
-        Problem::new(
+        Err(Problem::new(
             500,
             "internal",
             "the subscription failed",
             "it ended unexpectedly",
             "this is a bug: report it with the request",
-        )
-    })?;
-    follow.map_err(of_read)
+        ))
+    })
 }
 
 /// Where a subscription begins: at what the reader has, or with a snapshot.

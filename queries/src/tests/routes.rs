@@ -287,3 +287,43 @@ async fn too_many_queries_are_turned_away() {
     assert_eq!(answer.problem(), (429, "too_many_queries".into()));
     assert_eq!(answer.headers["retry-after"], "1");
 }
+
+#[tokio::test]
+async fn names_in_paths_that_are_no_text_are_problems() {
+    let mut f = Fixture::new().await;
+    f.add(&[]);
+    for path in [
+        "/v1/reports/campaigns/%ff?from=2026-04-27&to=2026-04-28",
+        "/v1/views/%ff",
+        "/v1/views/%ff/subscribe",
+        "/v1/events/%ff",
+        "/dashboard/%ff",
+    ] {
+        assert_eq!(f.problem(path).await, (400, "bad_path".into()), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn while_the_views_come_back_an_epoch_ahead_is_worth_waiting_for() {
+    let mut f = Fixture::new().await;
+    f.add(&[]);
+    let range = "from=2026-04-27T11:00:00Z&to=2026-04-27T12:00:00Z";
+    let paths = [
+        "/v1/views/audience_minute?asOfEpoch=9".to_owned(),
+        "/v1/views/audience_minute/subscribe?lastEventId=9".to_owned(),
+        format!("/v1/reports/campaigns/c1?{range}&asOfEpoch=9"),
+        "/v1/views/late_events?asOfEpoch=9".to_owned(),
+    ];
+    for (is_behind, expected) in [(true, (503, "catching_up")), (false, (409, "epoch_ahead"))] {
+        f.runtime.unready.store(is_behind, Ordering::Relaxed);
+        for path in &paths {
+            let answer = f.get(path).await;
+            assert_eq!(answer.problem(), (expected.0, expected.1.into()), "{path}");
+            let retry_after = answer.headers.get("retry-after").map(String::as_str);
+            assert_eq!(retry_after, is_behind.then_some("1"), "{path}");
+        }
+    }
+    // What is there is answered all the while.
+    f.runtime.unready.store(true, Ordering::Relaxed);
+    assert_eq!(f.get("/v1/views/audience_minute?asOfEpoch=0").await.status, 200);
+}
