@@ -154,6 +154,8 @@ impl Decoder {
         rules: &Rules<'_>,
     ) -> Result<Decoded, Problem> {
         let (mut intake, memo) = self.intake(rules, Format::Json);
+        // They are no body: each of them has the limits of its query, and none fails for another.
+        intake.text_bytes_max = TEXT_BYTES_MAX;
         let mut sent = Sent::default();
         for event in events {
             intake.invalid_reason = event.invalid_reason;

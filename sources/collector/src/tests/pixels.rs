@@ -295,6 +295,16 @@ async fn clicks_wait_for_the_log_and_share_frames() {
 }
 
 #[tokio::test]
+async fn pixels_that_share_a_frame_are_no_body() {
+    let settings = Settings { body_decoded_bytes_max: 100, ..Settings::default() };
+    let world = world_with(settings, Arc::new(NoPressure));
+    let visits = (0..30).map(|_| visit(&world, "/i?ad_id=a", &[PERSON], None));
+    let answers = futures_util::future::join_all(visits).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(events_of(&world).len(), 30);
+}
+
+#[tokio::test]
 async fn waiting_clicks_are_bounded() {
     let settings = Settings { pixels_in_flight_max: 2, ..Settings::default() };
     let world = Arc::new(world_with(settings, Arc::new(NoPressure)));
