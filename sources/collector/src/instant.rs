@@ -1,10 +1,10 @@
 //! RFC 3339 to µs since 1970, fast for what senders write: `2026-04-27T15:32:10.123Z`. Events of a
 //! body are of the same minute or two, so the last `2026-04-27T15:32:` is remembered and only the
-//! seconds are read. Everything else (offsets, leap seconds, lower case) goes to jiff; both agree,
-//! which a test checks.
+//! seconds are read. Everything else (offsets, leap seconds, lower case) goes to jiff; both agree
+//! from 1970 on, which a test checks.
 //!
 //! Digits of a fraction beyond the sixth are cut off, not rounded: a time never moves into the
-//! next bucket.
+//! next bucket. (Before 1970 jiff cuts towards 1970; no event is that old.)
 
 use trueup_operators::time::{MINUTE_US, SECOND_US, parse_rfc3339};
 
@@ -96,6 +96,20 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn agree(text: &str) {
+        let (ours, theirs) = (Instants::default().read(text.as_bytes()), parse_rfc3339(text));
+        assert_eq!(ours.is_some(), theirs.is_some(), "{text}");
+        if ours.is_some_and(|us| us >= 0) {
+            assert_eq!(ours, theirs, "{text}");
+        }
+    }
+
+    #[test]
+    fn agrees_with_jiff_on_what_is_a_time_before_1970() {
+        agree("0000-01-01T00:00:00.0000001Z");
+        agree("1969-12-31T23:59:59.9999999Z");
+    }
+
     proptest! {
         #[test]
         fn agrees_with_jiff(us in 0i64..4_102_444_800_000_000, digits in 0usize..9, z in 0..8) {
@@ -117,7 +131,7 @@ mod tests {
         #[test]
         fn never_takes_what_jiff_refuses(text in "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:\
                                                   [0-9]{2}(\\.[0-9]{0,10})?Z?") {
-            prop_assert_eq!(Instants::default().read(text.as_bytes()), parse_rfc3339(&text));
+            agree(&text);
         }
     }
 
