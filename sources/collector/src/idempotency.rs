@@ -2,11 +2,11 @@
 //! events are not looked at again.
 //!
 //! Keys are per token. Bodies are compared as they are once inflated: a sender that packs its body
-//! again for a retry need not get the same bytes. A key with another body is a mistake of the sender (422); a key whose first
-//! request is still being worked on is told to come again (409). Only answers of 202 are kept:
-//! after an error the request may be tried afresh. What is kept is bounded by number, bytes and
-//! age, the oldest goes first; a key that was forgotten costs nothing but work, because the events'
-//! own ids make them duplicates.
+//! again for a retry need not get the same bytes. A key with another body is a mistake of the
+//! sender (422); a key whose first request is still being worked on is told to come again (409).
+//! Only answers of 202 are kept: after an error the request may be tried afresh. What is kept is
+//! bounded by number, bytes and age, the oldest goes first; a key that was forgotten costs nothing
+//! but work, because the events' own ids make them duplicates.
 
 use bytes::Bytes;
 use parking_lot::Mutex;

@@ -4,10 +4,11 @@
 //! charged with what it turned out to hold, which may take the level below. So nothing has to be
 //! counted before it is decoded, and over time the rate holds exactly.
 //!
-//! An IP (of version 6: a /64, `client::network`) has a *sliding window* made of two minutes: the count is that of this minute plus the part
-//! of the last one that the window still covers. The windows live in two maps that change places
-//! every minute, so forgetting is dropping a map, and their number is bounded: an IP that finds no
-//! room is not limited (a click is never called invalid for want of memory), and a metric says so.
+//! An IP (of version 6: a /64, `client::network`) has a *sliding window* made of two minutes: the
+//! count is that of this minute plus the part of the last one that the window still covers. The
+//! windows live in two maps that change places every minute, so forgetting is dropping a map, and
+//! their number is bounded: an IP that finds no room is not limited (a click is never called
+//! invalid for want of memory), and a metric says so.
 
 use crate::names::Metric;
 use parking_lot::Mutex;
