@@ -217,8 +217,8 @@ pub enum Step {
 /// consolidated difference, whether that is one epoch away or a thousand.
 pub trait Follow: Send {
     /// Goes on by about `rows_max` rows, or by fewer, even none, when few of those that it looked
-    /// at match: how many these are is bounded as well. `rows` is reset and filled when the view is a table,
-    /// `incidents` cleared and filled when it is a list of events.
+    /// at match: how many these are is bounded as well. `rows` is reset and filled when the view is
+    /// a table, `incidents` cleared and filled when it is a list of events.
     ///
     /// # Errors
     /// `Gone` when the subscriber was slower than the history is long. It must start anew.

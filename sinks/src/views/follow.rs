@@ -6,9 +6,9 @@
 //!
 //! The way is cut into parts (worker, bucket) and walked in steps, so that a difference of a
 //! million rows takes no more memory than one of [`WINDOW_ROWS`], and a filter that nothing matches
-//! keeps no thread for longer than it takes to look at [`STEP_ROWS`]. Between steps the follower holds
-//! nothing but its place; if the history moves past *a* before it arrives, it gets `Gone` and its
-//! reader is cut off.
+//! keeps no thread for longer than it takes to look at [`STEP_ROWS`]. Between steps the follower
+//! holds nothing but its place; if the history moves past *a* before it arrives, it gets `Gone` and
+//! its reader is cut off.
 
 use super::{
     Views,

@@ -5,8 +5,8 @@
 //! A commit is never changed once it is here and is handed out by reference, so nobody holds the
 //! shard's lock while looking through it.
 //!
-//! Limits: bytes and age (in log time), but never less than [`EPOCHS_MIN`] epochs, nor an epoch
-//! that is not visible yet: while workers are at different epochs, reads of the older need them.
+//! Limits: bytes and age (in log time), or twice the bytes while a read holds an epoch; but never
+//! less than [`EPOCHS_MIN`] epochs, nor an epoch that is not visible yet: while workers are at different epochs, reads of the older need them.
 
 use std::{collections::VecDeque, sync::Arc};
 use trueup_operators::{
@@ -123,12 +123,14 @@ impl<const N: usize, M: trueup_operators::metrics::Group> History<N, M> {
     }
 
     /// Takes out the oldest epochs while more than `bytes_max` are held or they are older than
-    /// `too_old`, but none that is newer than the [`EPOCHS_MIN`]-newest up to `visible`.
+    /// `too_old`, but none that is newer than the [`EPOCHS_MIN`]-newest up to `visible`; and up to
+    /// twice the bytes none that a read at the epoch `held` needs.
     pub(crate) fn evict(
         &mut self,
         visible: Option<Epoch>,
         bytes_max: usize,
         too_old: Option<Epoch>,
+        held: Option<Epoch>,
     ) -> Vec<Arc<Past<N, M>>> {
         let mut out = Vec::new();
         let Some(visible) = visible else { return out };
@@ -137,6 +139,7 @@ impl<const N: usize, M: trueup_operators::metrics::Group> History<N, M> {
         while spare > 0
             && let Some(oldest) = self.epochs.front()
             && (self.bytes > bytes_max || too_old.is_some_and(|e| oldest.epoch <= e))
+            && (self.bytes / 2 > bytes_max || held.is_none_or(|e| oldest.epoch <= e))
             && let Some(oldest) = self.epochs.pop_front()
         {
             spare -= 1;

@@ -21,9 +21,9 @@
 //!
 //! # Limits
 //!
-//! Rows are bounded by each rollup's `rows_max` and the retention; the history by bytes and age;
-//! the lists of events by `incidents_max` each. A reader that is slower than the history gets
-//! [`ReadError::Gone`]; it never stops a worker for longer than it takes to copy 1,024 rows.
+//! Rows are bounded by each rollup's `rows_max` and the retention; the history by bytes and age,
+//! or by twice the bytes while a sum that was overtaken twice holds its epoch; the lists of events
+//! by `incidents_max` each. A reader that is slower than the history gets [`ReadError::Gone`]; it never stops a worker for longer than it takes to copy 1,024 rows.
 
 mod digest;
 mod epochs;
@@ -48,6 +48,7 @@ use crate::{
 use digest::Digests;
 use epochs::Epochs;
 use history::Past;
+use parking_lot::Mutex;
 use shard::Shard;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -110,6 +111,23 @@ pub struct Views<const N: usize, M> {
     epochs: Epochs,
     shards: Vec<Shard<N, M>>,
     digests: Option<Digests>,
+    /// The epochs that sums hold.
+    held: Mutex<Vec<Epoch>>,
+}
+
+/// Holds an epoch as long as it lives.
+struct Held<'a> {
+    held: &'a Mutex<Vec<Epoch>>,
+    epoch: Epoch,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = self.held.lock();
+        if let Some(at) = held.iter().position(|&epoch| epoch == self.epoch) {
+            held.swap_remove(at);
+        }
+    }
 }
 
 impl<const N: usize, M> std::fmt::Debug for Views<N, M> {
@@ -128,6 +146,7 @@ impl<const N: usize, M: Group> Views<N, M> {
             epochs: Epochs::new(settings.workers),
             shards: (0..settings.workers).map(|_| Shard::new(&settings.rollups)).collect(),
             digests: settings.digests.then(|| Digests::new(settings.workers)),
+            held: Mutex::default(),
             settings,
         })
     }
@@ -194,6 +213,12 @@ impl<const N: usize, M: Group> Views<N, M> {
         &self.catalog.views()[usize::from(view.0)]
     }
 
+    /// Keeps the history from going past an epoch, within limits.
+    fn hold(&self, epoch: Epoch) -> Held<'_> {
+        self.held.lock().push(epoch);
+        Held { held: &self.held, epoch }
+    }
+
     fn commit(&self, worker: usize, commit: Commit<N, M>) {
         let (epoch, shard) = (commit.epoch, &self.shards[worker]);
         if let Some(digests) = &self.digests {
@@ -203,9 +228,10 @@ impl<const N: usize, M: Group> Views<N, M> {
         let visible = self.epochs.visible();
         let too_old = visible.and_then(|v| self.epochs.older_than(v, self.settings.history_us_max));
         let bytes_max = self.settings.history_bytes_max / self.settings.workers;
+        let held = self.held.lock().iter().min().copied();
         let mut state = shard.0.write();
         state.apply(&past);
-        let old_epochs = state.history.evict(visible, bytes_max, too_old);
+        let old_epochs = state.history.evict(visible, bytes_max, too_old, held);
         let first = state.history.first().unwrap_or(epoch);
         let mut old_rows = Vec::new();
         if let Some(times) = self.epochs.from(first).filter(|t| t.epoch == first) {
@@ -270,8 +296,11 @@ impl<const N: usize, M: Group> Tables for Views<N, M> {
     }
 
     fn sum(&self, query: &SumQuery) -> Result<Summed, ReadError> {
-        for _ in 0..TRIES_MAX {
-            match read::sum(self, query) {
+        for tries in 1..=TRIES_MAX {
+            let at = self.epochs.at(query.epoch)?;
+            // Not from the start: history costs memory, and few sums are ever overtaken.
+            let _held = (tries == TRIES_MAX).then(|| self.hold(at.epoch));
+            match read::sum(self, query, at) {
                 // It began at an epoch of its own choice, so it may choose a newer one.
                 Err(ReadError::Gone { .. }) if query.epoch.is_none() => {}
                 result => return result,

@@ -144,8 +144,8 @@ fn least_final(a: BucketState, b: BucketState) -> BucketState {
 pub(crate) fn sum<const N: usize, M: Group>(
     views: &Views<N, M>,
     query: &SumQuery,
+    at: EpochTimes,
 ) -> Result<Summed, ReadError> {
-    let at = views.epochs.at(query.epoch)?;
     let filter = Compiled::new(&query.filter, &views.symbols);
     if matches!(query.slots, Slots::One | Slots::Joined(_)) {
         check_kept(views, query, at)?;

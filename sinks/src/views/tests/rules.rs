@@ -475,6 +475,33 @@ fn a_sum_that_is_overtaken_again_and_again_says_so() {
 }
 
 #[test]
+fn an_epoch_that_is_held_stays_within_twice_the_bytes() {
+    let (views, mut sinks) = views(ViewSettings { history_bytes_max: 20_000, ..settings(1) });
+    let mut epochs = 0..;
+    let mut go_on = |n| {
+        for epoch in epochs.by_ref().take(n) {
+            views.announce(times(epoch, 0));
+            sinks[0].commit(commit(epoch, vec![change(0, [2, 4], epoch as u32, 1, 1)]));
+        }
+    };
+    go_on(1_000);
+    let spans =
+        |views: &Views<2, Metrics>| views.visible().unwrap().epoch - views.first_epoch().unwrap();
+    let usual = spans(&views);
+    let epoch = views.visible().unwrap().epoch;
+    let held = views.hold(epoch);
+    go_on(usual as usize * 3 / 2);
+    assert!(views.first_epoch().unwrap() <= epoch, "it is still there");
+    go_on(usual as usize);
+    assert!(views.first_epoch().unwrap() > epoch, "nobody holds it for ever");
+    let most = views.memory().history_bytes;
+    assert!((30_000..=45_000).contains(&most), "{most}");
+    drop(held);
+    go_on(1);
+    assert!(spans(&views) <= usual + 4, "the usual bound holds again");
+}
+
+#[test]
 fn what_goes_as_it_came_leaves_no_trace_in_the_digests() {
     let (views, mut sinks) = views(ViewSettings { digests: true, ..settings(1) });
     for (epoch, old, new) in [(0, 0, 3), (1, 3, 5), (2, 5, 0)] {
