@@ -23,7 +23,8 @@
 //!
 //! Rows are bounded by each rollup's `rows_max` and the retention; the history by bytes and age,
 //! or by twice the bytes while a sum that was overtaken twice holds its epoch; the lists of events
-//! by `incidents_max` each. A reader that is slower than the history gets [`ReadError::Gone`]; it never stops a worker for longer than it takes to copy 1,024 rows.
+//! by `incidents_max` each. A reader that is slower than the history gets [`ReadError::Gone`]; it
+//! never stops a worker for longer than it takes to copy 1,024 rows.
 
 mod digest;
 mod epochs;
@@ -213,6 +214,12 @@ impl<const N: usize, M: Group> Views<N, M> {
         &self.catalog.views()[usize::from(view.0)]
     }
 
+    fn try_sum(&self, query: &SumQuery, is_held: bool) -> Result<Summed, ReadError> {
+        let at = self.epochs.at(query.epoch)?;
+        let _held = is_held.then(|| self.hold(at.epoch));
+        read::sum(self, query, at)
+    }
+
     /// Keeps the history from going past an epoch, within limits.
     fn hold(&self, epoch: Epoch) -> Held<'_> {
         self.held.lock().push(epoch);
@@ -297,10 +304,8 @@ impl<const N: usize, M: Group> Tables for Views<N, M> {
 
     fn sum(&self, query: &SumQuery) -> Result<Summed, ReadError> {
         for tries in 1..=TRIES_MAX {
-            let at = self.epochs.at(query.epoch)?;
             // Not from the start: history costs memory, and few sums are ever overtaken.
-            let _held = (tries == TRIES_MAX).then(|| self.hold(at.epoch));
-            match read::sum(self, query, at) {
+            match self.try_sum(query, tries == TRIES_MAX) {
                 // It began at an epoch of its own choice, so it may choose a newer one.
                 Err(ReadError::Gone { .. }) if query.epoch.is_none() => {}
                 result => return result,
