@@ -40,6 +40,12 @@ pub struct Config {
 pub struct Server {
     /// The address and port of HTTP.
     pub listen: SocketAddr,
+    /// How many connections there may be; more wait. (Fewer, if the limit of open files says so.)
+    pub connections_max: usize,
+    /// How long the head of a request may take, and the time between two requests.
+    pub head_ms_max: u64,
+    /// How long a peer may leave unread what was sent to it.
+    pub unread_ms_max: u64,
 }
 
 /// `[auth]`
@@ -154,7 +160,12 @@ impl Default for Config {
 
 impl Default for Server {
     fn default() -> Self {
-        Server { listen: SocketAddr::from(([127, 0, 0, 1], 8080)) }
+        Server {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            connections_max: 10_000,
+            head_ms_max: 60_000,
+            unread_ms_max: 60_000,
+        }
     }
 }
 
@@ -244,6 +255,16 @@ impl Config {
         }
         if self.flow.epochs_in_flight_max == 0 {
             return error("`flow.epochs_in_flight_max` is 0; give 1 or more".into());
+        }
+        let Server { connections_max, head_ms_max, unread_ms_max, .. } = self.server;
+        for (key, value, max) in [
+            ("connections_max", connections_max as u64, 1_000_000),
+            ("head_ms_max", head_ms_max, 3_600_000),
+            ("unread_ms_max", unread_ms_max, 3_600_000),
+        ] {
+            if !(1..=max).contains(&value) {
+                return error(format!("`server.{key}` is {value}; give 1 to {max}"));
+            }
         }
         if self.auth.tokens.is_empty() && !self.server.listen.ip().is_loopback() {
             return error(format!(

@@ -16,6 +16,7 @@ pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod config;
+mod connections;
 pub mod decided;
 pub mod engine;
 pub mod epochs;

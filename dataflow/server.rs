@@ -5,6 +5,7 @@
 
 use crate::{
     config::Config,
+    connections,
     node::{Node, NodeError},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -69,6 +70,11 @@ pub fn serve(
         );
     }
     let limits = config.queries.clone();
+    let connections = connections::Limits {
+        connections_max: config.server.connections_max,
+        head_max: Duration::from_millis(config.server.head_ms_max),
+        unread_max: Duration::from_millis(config.server.unread_ms_max),
+    };
     // Before the log is opened: a port that is taken should change nothing.
     let listener = std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
@@ -94,7 +100,7 @@ pub fn serve(
             let _drained = faulty.send(watched.watch());
         })?;
         ready(Running { address, node: Arc::clone(&node) });
-        let ended = listen(listener, app, &queries, until, fault).await;
+        let ended = listen(listener, app, &queries, connections, until, fault).await;
         let drained = match ended {
             Ok(mut signals) => {
                 let node = Arc::clone(&node);
@@ -125,17 +131,17 @@ async fn listen(
     listener: TcpListener,
     app: axum::Router,
     queries: &Queries,
+    limits: connections::Limits,
     until: impl Future<Output = ()> + Send + 'static,
     fault: oneshot::Receiver<Option<String>>,
 ) -> Result<Signals, ServeError> {
     let mut signals = Signals::new()?;
     let (stop, stopped) = oneshot::channel::<()>();
-    let service = app.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async {
+    let stopped = async {
         // An error means that the sender is gone: stop as well.
         let _stopped = stopped.await;
-    });
-    let mut server = tokio::spawn(async move { server.await });
+    };
+    let mut server = tokio::spawn(connections::serve(listener, app, limits, stopped));
     let fault = tokio::select! {
         () = signals.next() => None,
         () = until => None,

@@ -11,7 +11,11 @@ use crate::{
 };
 use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 use trueup_generator::random::Random;
 use trueup_operators::time::HOUR_US;
 
@@ -464,4 +468,35 @@ fn bodies_with_random_bytes_changed_get_a_defined_answer() {
     assert_eq!(counts.accepted, accepted, "{counts:?}");
     assert!(counts.rejected >= rejected && rejected > 0, "{counts:?}, rejected {rejected}");
     still_works(&client, "after_random_bytes");
+}
+
+/// Connections that send nothing, or half a head, or never read: each has its end, and while there
+/// are as many as there may be, who comes waits for his turn.
+#[test]
+fn connections_that_do_nothing_make_room_for_those_that_do() {
+    let config = "connections_max = 3\nhead_ms_max = 700\nunread_ms_max = 700\n";
+    let home = Home::new(&format!("[server]\n{config}"));
+    let server = home.start();
+    let client = server.client();
+    let idle: Vec<TcpStream> =
+        (0..3).map(|_| TcpStream::connect(client.address()).unwrap()).collect();
+    (&idle[0]).write_all(b"GET /v1/status HTTP/1.1\r\nho").unwrap();
+    // Its answers are more than the system buffers; nobody takes them.
+    let greedy = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(400);
+    (&idle[1]).write_all(greedy.as_bytes()).unwrap();
+    let began = Instant::now();
+    let answer = Client::new(client.address()).try_get("/healthz").unwrap();
+    assert_eq!(answer.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    let mut rest = Vec::new();
+    (&idle[0]).set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    (&idle[0]).read_to_end(&mut rest).unwrap();
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(rest.is_empty() || rest.contains(" 408 "), "half a head is answered: {rest}");
+    // All three seats are free again, the greedy one's too.
+    std::thread::sleep(Duration::from_secs(3));
+    let again: Vec<_> = (0..3).map(|_| Client::new(client.address())).collect();
+    for client in &again {
+        assert_eq!(client.try_get("/healthz").unwrap().status, 200);
+    }
 }
