@@ -88,11 +88,13 @@ pub fn serve(
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let tables = Arc::clone(node.host.tables());
-        let queries = Queries::new(tables, access, Arc::clone(&node) as Arc<_>, limits);
+        let queries =
+            Queries::new(tables, Arc::clone(&access), Arc::clone(&node) as Arc<_>, limits);
         let app = trueup_queries::router(Arc::clone(&queries))
             .merge(node.collector().router())
             .fallback(trueup_queries::unknown_route)
             .method_not_allowed_fallback(trueup_queries::unknown_method);
+        let app = trueup_queries::same_site(app, Arc::clone(&access));
         let (faulty, fault) = oneshot::channel();
         let watched = Arc::clone(&node);
         let watch = std::thread::Builder::new().name("watch".into()).spawn(move || {

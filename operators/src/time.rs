@@ -19,7 +19,7 @@ pub const DAY_US: i64 = 24 * HOUR_US;
 /// use trueup_operators::time::{EventTime, format_rfc3339, parse_rfc3339};
 ///
 /// let at = EventTime(parse_rfc3339("2026-04-27T17:32:10.5+02:00").unwrap());
-/// assert_eq!(format_rfc3339(at.0), "2026-04-27T15:32:10.500Z");
+/// assert_eq!(format_rfc3339(at.0), "2026-04-27T15:32:10.5Z");
 /// ```
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

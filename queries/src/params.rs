@@ -1,5 +1,6 @@
 //! The name in the path of a request, and its parameters: each is taken once, by name, and what is
-//! left over is an error that names the nearest known one. A misspelt filter must never be a filter that is ignored.
+//! left over is an error that names the nearest known one. A misspelt filter must never be a filter
+//! that is ignored.
 
 use crate::problems::wrong;
 use axum::{

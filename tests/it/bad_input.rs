@@ -253,7 +253,8 @@ fn a_connection_that_breaks_its_word_harms_nobody() {
     let home = Home::new(CONFIG);
     let server = home.start();
     let client = server.client();
-    let post = "POST /v1/events/collect HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let post =
+        "POST /v1/events/collect HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let event = json!({ "events": [click("cut_short", now_us())] }).to_string();
     // A body that ends before its length, in chunks that never end, and with no length at all.
     let short = client.raw(format!("{post}content-length: 100000\r\n\r\n{event}").as_bytes());
@@ -271,7 +272,8 @@ fn a_connection_that_breaks_its_word_harms_nobody() {
     // Too large by its own word: refused before it is sent.
     let declared = client.raw(format!("{post}content-length: {}\r\n\r\n", 5 << 20).as_bytes());
     assert!(declared.contains(" 413 ") && declared.contains("problem+json"), "{declared}");
-    let head = format!("GET /v1/status HTTP/1.1\r\nhost: x\r\na: {}\r\n\r\n", "h".repeat(1 << 21));
+    let head =
+        format!("GET /v1/status HTTP/1.1\r\nhost: localhost\r\na: {}\r\n\r\n", "h".repeat(1 << 21));
     let answer = client.raw(head.as_bytes());
     assert!(!answer.contains(" 200 "), "a head of 2 MiB: {answer}");
     client.get("/v1/events/cut_short").expect(404);
@@ -468,6 +470,32 @@ fn bodies_with_random_bytes_changed_get_a_defined_answer() {
     assert_eq!(counts.accepted, accepted, "{counts:?}");
     assert!(counts.rejected >= rejected && rejected > 0, "{counts:?}, rejected {rejected}");
     still_works(&client, "after_random_bytes");
+}
+
+/// Without tokens a page of any site that is open in a browser on this machine could ask.
+#[test]
+fn pages_of_other_sites_are_not_answered() {
+    let home = Home::new("");
+    let server = home.start();
+    let client = server.client();
+    let ask = |headers: &str| {
+        let mut stream = TcpStream::connect(client.address()).unwrap();
+        let head = format!("GET /v1/views HTTP/1.1\r\nconnection: close\r\n{headers}\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let own = format!("host: {0}\r\norigin: http://{0}\r\n", client.address());
+    for headers in ["host: localhost:1\r\n", &own] {
+        assert!(ask(headers).starts_with("HTTP/1.1 200 "), "{headers}: {}", ask(headers));
+    }
+    let foreign = format!("host: {}\r\norigin: https://evil.example\r\n", client.address());
+    for headers in ["host: evil.example\r\n", &foreign] {
+        let answer = ask(headers);
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{headers}: {answer}");
+        assert!(answer.contains("problem+json") && answer.contains("foreign_"), "{answer}");
+    }
 }
 
 /// Connections that send nothing, or half a head, or never read: each has its end, and while there

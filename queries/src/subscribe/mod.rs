@@ -13,7 +13,8 @@
 //! count only once their `last` part has come.)
 //!
 //! Between the parts of a long way a `progress` names the epoch that the reader has already, as
-//! long as no part was sent; after that, and before a snapshot, a comment or a ping shows life instead.
+//! long as no part was sent; after that, and before a snapshot, a comment or a ping shows life
+//! instead.
 //!
 //! A stream moves at its reader's pace: nothing is computed before the message before was taken, so
 //! a slow reader gets ever longer steps, consolidated. One that is slower than the history, or that

@@ -6,7 +6,8 @@
 //! shard's lock while looking through it.
 //!
 //! Limits: bytes and age (in log time), or twice the bytes while a read holds an epoch; but never
-//! less than [`EPOCHS_MIN`] epochs, nor an epoch that is not visible yet: while workers are at different epochs, reads of the older need them.
+//! less than [`EPOCHS_MIN`] epochs, nor an epoch that is not visible yet: while workers are at
+//! different epochs, reads of the older need them.
 
 use std::{collections::VecDeque, sync::Arc};
 use trueup_operators::{
