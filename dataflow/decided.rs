@@ -165,6 +165,8 @@ fn of_file(path: &Path, error: impl ToString) -> DecidedError {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    // One rollup as a slice of one reads better as `&[a.clone()]` in a test.
+    #![allow(clippy::cloned_ref_to_slice_refs)]
     use super::*;
     use trueup_operators::time::{DAY_US, HOUR_US, MINUTE_US};
 

@@ -517,7 +517,7 @@ fn connections_that_do_nothing_make_room_for_those_that_do() {
     assert_eq!(answer.status, 200);
     assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
     let mut rest = Vec::new();
-    (&idle[0]).set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    idle[0].set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     (&idle[0]).read_to_end(&mut rest).unwrap();
     let rest = String::from_utf8_lossy(&rest);
     assert!(rest.is_empty() || rest.contains(" 408 "), "half a head is answered: {rest}");
