@@ -40,6 +40,7 @@ pub(super) fn run(bench: &Bench, query: Query) -> Result<serde_json::Value, Stri
     let (in_views, at_subscriber) = (Seen::default(), Seen::default());
     let watching = watch(&served, &in_views, &stop);
     let view = query.rollups()[0].view_name(trueup_operators::time::Granularity::Minute);
+    served.wait_until_ready()?;
     let listening = listen(address, &view, &at_subscriber, &stop)?;
     let bodies = (bench.rate * bench.seconds).div_ceil(EVENTS);
     let acknowledged = send_on_time(bench, address, bodies)?;
@@ -159,6 +160,10 @@ fn listen(
     Ok(std::thread::spawn(move || {
         let mut lines = BufReader::new(stream);
         let mut line = String::new();
+        lines.read_line(&mut line).map_err(|e| e.to_string())?;
+        if !line.contains(" 200 ") {
+            return Err(format!("the subscription was answered with {line:?}"));
+        }
         while !stop.load(Ordering::Acquire) {
             line.clear();
             if lines.read_line(&mut line).map_err(|e| e.to_string())? == 0 {

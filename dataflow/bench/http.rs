@@ -78,6 +78,18 @@ impl Served {
         }
     }
 
+    /// Waits until there is an epoch to be read.
+    pub(super) fn wait_until_ready(&self) -> Result<(), String> {
+        let until = Instant::now() + PATIENCE;
+        while self.running.node.host.tables().visible().is_none() {
+            if Instant::now() > until {
+                return Err(format!("no epoch is visible after {PATIENCE:?}"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// Waits until the views have decided so many events, and show all else that was appended.
     pub(super) fn wait_for(&self, events: u64) -> Result<(), String> {
         let until = Instant::now() + PATIENCE;

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3_600);
 pub fn verify(command: &Verify) -> Result<(), Failure> {
     let config = command.common.load()?;
     // What is served is read before the log is opened: the log then has all of it.
-    let (served, aside) = match &command.server {
+    let (mut served, aside) = match &command.server {
         Some(url) => {
             Decided::new(&config.lateness(), &config.rollups)
                 .check(&config.data_dir)
@@ -46,6 +46,16 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
     let settings = VerifySettings { lateness: config.lateness(), rollups: config.rollups.clone() };
     let recomputed = verify::recompute(&journal, &settings, Some(served.epoch))
         .map_err(|e| Failure::Use(e.to_string()))?;
+    if command.server.is_some() {
+        // What a server no longer keeps it cannot show.
+        let views = config.views();
+        for rollup in &config.rollups {
+            for &granularity in &rollup.granularities {
+                let from_us = views.kept_from_us(granularity, recomputed.frontier);
+                served.kept_from_us.insert(rollup.view_name(granularity), from_us);
+            }
+        }
+    }
     let filter = filter(&command.range, &served);
     let mut comparison = verify::compare(&recomputed, &served.views, &filter);
     if let (Some((counts, events)), true) = (aside, is_everything(&command.range)) {

@@ -297,7 +297,7 @@ fn transitions<const N: usize, M: Group>(
     to: EpochTimes,
 ) -> BTreeSet<Bucket> {
     let lateness = &views.settings.lateness;
-    let gone_us = lateness.correction_horizon_us + views.retention_us(table.granularity);
+    let gone_us = views.settings.kept_us(table.granularity);
     let mut found = BTreeSet::new();
     for after_end_us in [lateness.allowed_lateness_us, lateness.correction_horizon_us, gone_us] {
         let ending = read::ending_in(

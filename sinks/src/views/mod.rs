@@ -60,7 +60,7 @@ use trueup_operators::{
     metrics::Group,
     rollup::{self, RollupSpec},
     symbols::Symbols,
-    time::{Bucket, BucketState, DAY_US, Epoch, Granularity, Lateness, MINUTE_US},
+    time::{Bucket, BucketState, DAY_US, Epoch, Granularity, Lateness, LogTime, MINUTE_US},
 };
 
 /// How often a sum begins anew when the history went past its epoch.
@@ -101,6 +101,24 @@ impl ViewSettings {
             retention_us: [3 * DAY_US, 35 * DAY_US, 400 * DAY_US],
             digests: false,
         }
+    }
+
+    /// Buckets of this width that begin before this instant, µs, are not kept any more when the
+    /// log is complete to `frontier`.
+    pub fn kept_from_us(&self, granularity: Granularity, frontier: LogTime) -> i64 {
+        let width = granularity.width_us();
+        // A bucket is kept while its end is after this.
+        frontier.0.saturating_sub(self.kept_us(granularity)).div_euclid(width) * width
+    }
+
+    /// How long after its end a bucket is kept, in log time.
+    fn kept_us(&self, granularity: Granularity) -> i64 {
+        let after_final = match granularity {
+            Granularity::Minute => self.retention_us[0],
+            Granularity::Hour => self.retention_us[1],
+            Granularity::Day => self.retention_us[2],
+        };
+        self.lateness.correction_horizon_us + after_final
     }
 }
 
@@ -191,19 +209,10 @@ impl<const N: usize, M: Group> Views<N, M> {
     /// What may still happen to a bucket at an epoch; `None` when it has left the view.
     fn state(&self, table: Granularity, bucket: Bucket, at: EpochTimes) -> Option<BucketState> {
         let end = table.end(bucket);
-        let keep = self.settings.lateness.correction_horizon_us + self.retention_us(table);
-        if at.frontier.0 >= end.0.saturating_add(keep) {
+        if at.frontier.0 >= end.0.saturating_add(self.settings.kept_us(table)) {
             return None;
         }
         Some(self.settings.lateness.state(end, at.frontier))
-    }
-
-    fn retention_us(&self, table: Granularity) -> i64 {
-        match table {
-            Granularity::Minute => self.settings.retention_us[0],
-            Granularity::Hour => self.settings.retention_us[1],
-            Granularity::Day => self.settings.retention_us[2],
-        }
     }
 
     fn dimensions(&self, table: TableId) -> usize {
@@ -296,10 +305,7 @@ impl<const N: usize, M: Group> Tables for Views<N, M> {
     }
 
     fn kept_from_us(&self, granularity: Granularity, at: EpochTimes) -> i64 {
-        let keep = self.settings.lateness.correction_horizon_us + self.retention_us(granularity);
-        let width = granularity.width_us();
-        // A bucket is kept while its end is after this.
-        (at.frontier.0.saturating_sub(keep)).div_euclid(width) * width
+        self.settings.kept_from_us(granularity, at.frontier)
     }
 
     fn sum(&self, query: &SumQuery) -> Result<Summed, ReadError> {
