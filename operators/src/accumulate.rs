@@ -217,6 +217,8 @@ struct Accumulators<const N: usize, M> {
 }
 
 const STEP: usize = 32;
+/// How far ahead of its use a changed row is asked for.
+const AHEAD: usize = 8;
 
 impl<const N: usize, M: Group> Accumulators<N, M> {
     fn new(specs: Vec<RollupSpec>, lateness: Lateness, symbols: Arc<Symbols>, peers: u32) -> Self {
@@ -429,7 +431,9 @@ struct Table<const N: usize, M> {
     overfull: u64,
 }
 
-/// A row. With four dimensions and [`crate::metrics::Metrics`] it is a cache line.
+/// A row. With four dimensions and [`crate::metrics::Metrics`] it is a cache line, and lies in one:
+/// a vector's memory begins anywhere, and then every row would be two.
+#[repr(align(64))]
 struct Row<const N: usize, M> {
     key: Key<N>,
     metrics: M,
@@ -617,7 +621,10 @@ impl<const N: usize, M: Group> Table<N, M> {
     fn changes(&mut self) -> (Vec<Change<N, M>>, u64) {
         let mut errors = 0;
         let mut changes = Vec::with_capacity(self.changed.len());
-        for (place, old) in self.changed.drain(..) {
+        for (i, &(place, old)) in self.changed.iter().enumerate() {
+            if let Some(&(ahead, _)) = self.changed.get(i + AHEAD) {
+                prefetch::read(&self.rows, ahead as usize);
+            }
             let row = &mut self.rows[place as usize];
             if row.metrics == old {
                 continue;
@@ -627,6 +634,7 @@ impl<const N: usize, M: Group> Table<N, M> {
             errors += u64::from(new.records() == 0 && new != M::default());
             changes.push(Change { row: place, old_version, key, old, new });
         }
+        self.changed.clear();
         if self.changed.capacity() > 4 * changes.len().max(1024) {
             self.changed.shrink_to(changes.len());
         }

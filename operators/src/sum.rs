@@ -61,7 +61,8 @@ pub trait Contribution<B, const N: usize>: 'static {
     fn keys(&self, rollup: usize, batch: &B, rows: &[RowDelta], keys: &mut Vec<Key<N>>);
 }
 
-/// The sum of a key in a bucket.
+/// The sum of a key in a bucket; with four dimensions and [`crate::metrics::Metrics`] a cache line.
+#[repr(align(64))]
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(bound = "M: Serialize + DeserializeOwned")]
 pub struct Sum<const N: usize, M> {

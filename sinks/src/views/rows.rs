@@ -22,6 +22,7 @@ const PREFETCH_ROWS: usize = 8;
 
 /// A row as it is stored: with four dimensions and the ad job's metrics a cache line.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(align(64))]
 pub(crate) struct Row<const N: usize, M> {
     pub(crate) key: Key<N>,
     /// How often it was published. 0: the number was never used.
