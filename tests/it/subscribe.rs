@@ -52,6 +52,15 @@ fn send_until(over: &AtomicBool, client: &Client, seed: u64) {
     }
 }
 
+/// Ends the traffic also when the test fails: the scope waits for it.
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Reads until the subscriber is at an epoch and no message of another is open.
 fn read_to(stream: &mut EventStream, known: &mut Known, epoch: u64) {
     while known.epoch.is_none_or(|at| at < epoch) {
@@ -62,8 +71,11 @@ fn read_to(stream: &mut EventStream, known: &mut Known, epoch: u64) {
 /// Subscribes where `known` stopped, reads for a random while, and is cut off, often in the middle
 /// of a message.
 fn read_and_be_cut_off(client: &Client, path: &str, known: &mut Known, random: &mut Random) {
-    let Subscribed::Open(mut stream) = EventStream::open(client, path, known.epoch).unwrap() else {
-        panic!("refused after epoch {:?}", known.epoch)
+    let mut stream = match EventStream::open(client, path, known.epoch).unwrap() {
+        Subscribed::Open(stream) => stream,
+        Subscribed::Refused(status, body) => {
+            panic!("refused after epoch {:?}: {status} {body}", known.epoch)
+        }
     };
     let socket = stream.socket();
     let cut_us = random.below(120_000);
@@ -92,6 +104,7 @@ fn cut_off_again_and_again_the_sum_is_the_view() {
     let (mut whole, mut part) = (Known::default(), Known::default());
     std::thread::scope(|scope| {
         scope.spawn(|| send_until(&over, &client, seed));
+        let _over = EndOnDrop(&over);
         for nth in 0..cuts {
             read_and_be_cut_off(&client, &path, &mut whole, &mut random);
             if nth % 4 == 0 {
@@ -99,7 +112,6 @@ fn cut_off_again_and_again_the_sum_is_the_view() {
                 read_and_be_cut_off(&client, &filtered, &mut part, &mut random);
             }
         }
-        over.store(true, Ordering::Relaxed);
     });
     client.settled();
     let (epoch, rows) = client.view(VIEW, None);

@@ -57,7 +57,9 @@ impl Epochs {
     /// A worker has delivered an epoch; its history reaches back to `first`.
     pub(crate) fn commit(&self, worker: usize, epoch: Epoch, first: Epoch) {
         self.first[worker].store(first, Ordering::Release);
-        self.committed[worker].store(epoch + 1, Ordering::Release);
+        // Sequentially consistent with the loads of `publish`: of two workers that deliver last at
+        // once, at least one must see the other, or nobody would make the epoch visible.
+        self.committed[worker].store(epoch + 1, Ordering::SeqCst);
         self.publish();
         if worker == 0 {
             self.forget();
@@ -65,7 +67,7 @@ impl Epochs {
     }
 
     fn publish(&self) {
-        let delivered = self.committed.iter().map(|c| c.load(Ordering::Acquire)).min().unwrap_or(0);
+        let delivered = self.committed.iter().map(|c| c.load(Ordering::SeqCst)).min().unwrap_or(0);
         let Some(delivered) = delivered.checked_sub(1) else { return };
         let announced = self.announced.read().back().map(|t| t.epoch);
         let Some(epoch) = announced.map(|a| a.min(delivered)) else { return };
@@ -140,5 +142,48 @@ impl Epochs {
     pub(crate) fn from(&self, epoch: Epoch) -> Option<EpochTimes> {
         let announced = self.announced.read();
         announced.get(announced.partition_point(|t| t.epoch < epoch)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trueup_operators::time::LogTime;
+
+    /// Waits until all have come as often as this one; spins, so that all go on at one moment.
+    fn meet(arrived: &AtomicU64, times: u64) {
+        arrived.fetch_add(1, Ordering::AcqRel);
+        while arrived.load(Ordering::Acquire) < times {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Whoever delivers last makes the epoch visible, also when two are last at once.
+    #[test]
+    fn an_epoch_that_all_have_delivered_is_visible() {
+        const WORKERS: u64 = 2;
+        const EPOCHS: u64 = 50_000;
+        let epochs = Epochs::new(WORKERS as usize);
+        for epoch in 1..=EPOCHS {
+            let at = LogTime(epoch as i64);
+            let times = EpochTimes { epoch, frontier: at, frontier_before: at, latest: at };
+            epochs.announce(times);
+        }
+        let (arrived, missed) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for worker in 0..WORKERS as usize {
+                let (epochs, arrived, missed) = (&epochs, &arrived, &missed);
+                scope.spawn(move || {
+                    for epoch in 1..=EPOCHS {
+                        meet(arrived, (2 * epoch - 1) * WORKERS);
+                        epochs.commit(worker, epoch, 0);
+                        meet(arrived, 2 * epoch * WORKERS);
+                        let is_missed = epochs.visible() != Some(epoch);
+                        missed.fetch_add(u64::from(is_missed), Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        assert_eq!(missed.into_inner(), 0, "of {EPOCHS} epochs, seen by each of {WORKERS}");
     }
 }
