@@ -486,6 +486,7 @@ impl Runtime for Node {
         let opened = self.host.opened();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "installation": journal.identity().installation_hex(),
             "epoch": lag.visible,
             "closedEpoch": lag.closed,
             "caughtUp": lag.caught_up,

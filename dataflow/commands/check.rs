@@ -9,7 +9,9 @@ use crate::{
     epochs::read_rows,
     host::Host,
     topology::AdJob,
-    verify::{self, Comparison, Filter, Recomputed, Served, ServedEvents, VerifySettings},
+    verify::{
+        self, Comparison, DIFFERENCES_MAX, Filter, Recomputed, Served, ServedEvents, VerifySettings,
+    },
 };
 use serde_json::json;
 use std::{collections::BTreeMap, time::Duration};
@@ -17,11 +19,15 @@ use trueup_log::{Journal, Repair};
 use trueup_operators::{
     change::Counts,
     log::{Log, Topic},
+    rollup::RollupSpec,
     time::{Epoch, EventTime, format_rfc3339},
 };
 
 /// How long a replay of the whole log may take.
 const PATIENCE: Duration = Duration::from_secs(4 * 3_600);
+
+/// The dimensions of views, by their names.
+type Dimensions = BTreeMap<String, Vec<String>>;
 
 /// `trueup verify`
 ///
@@ -29,20 +35,22 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3_600);
 /// 1 when something differs, 2 when it could not run.
 pub fn verify(command: &Verify) -> Result<(), Failure> {
     let config = command.common.load()?;
+    check_views(&command.range, &config)?;
     // What is served is read before the log is opened: the log then has all of it.
-    let (mut served, aside) = match &command.server {
+    let (mut served, aside, installation) = match &command.server {
         Some(url) => {
-            Decided::new(&config.lateness(), &config.rollups)
-                .check(&config.data_dir)
-                .map_err(|e| Failure::Use(e.to_string()))?;
             let remote = Remote::new(url, command.token.as_deref());
-            let (epoch, dimensions) = visible(&remote, &config).map_err(Failure::Use)?;
-            (remote.served(&dimensions, epoch).map_err(Failure::Use)?, None)
+            let (served, installation) = shown(&remote, &config)?;
+            (served, None, Some(installation))
         }
-        None => replayed(&config)?,
+        None => {
+            let (served, aside) = replayed(&config)?;
+            (served, Some(aside), None)
+        }
     };
     let (journal, _) =
         Journal::open_read_only(&config.data_dir).map_err(|e| Failure::Use(e.to_string()))?;
+    check_installation(installation, &journal, &config)?;
     let settings = VerifySettings { lateness: config.lateness(), rollups: config.rollups.clone() };
     let recomputed = verify::recompute(&journal, &settings, Some(served.epoch))
         .map_err(|e| Failure::Use(e.to_string()))?;
@@ -67,7 +75,7 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
 
 /// Everything that a replay of the whole log shows: the rows, the counts, and the events that were
 /// set aside.
-fn replayed(config: &Config) -> Result<(Served, Option<(Counts, ServedEvents)>), Failure> {
+fn replayed(config: &Config) -> Result<(Served, (Counts, ServedEvents)), Failure> {
     let host = again(config, None)?;
     let tables = &**host.tables();
     let unreadable = |e| Failure::Use(format!("the views cannot be read: {e}"));
@@ -75,7 +83,7 @@ fn replayed(config: &Config) -> Result<(Served, Option<(Counts, ServedEvents)>),
     let counts = tables.counts().map_err(unreadable)?.1;
     let events = verify::served_events(tables, None).map_err(unreadable)?;
     host.close();
-    Ok((served, Some((counts, events))))
+    Ok((served, (counts, events)))
 }
 
 fn report(comparison: &Comparison, recomputed: &Recomputed, json: bool) -> Result<(), Failure> {
@@ -92,21 +100,62 @@ fn report(comparison: &Comparison, recomputed: &Recomputed, json: bool) -> Resul
     if comparison.is_equal() { Ok(()) } else { Err(Failure::Check(String::new())) }
 }
 
-/// The epoch that a server shows, and the dimensions of the views that it is configured with.
-fn visible(
-    remote: &Remote,
+/// A view that there is not would be compared without a difference.
+fn check_views(range: &Range, config: &Config) -> Result<(), Failure> {
+    let names = |rollup: &RollupSpec| {
+        rollup.granularities.iter().map(|&g| rollup.view_name(g)).collect::<Vec<_>>()
+    };
+    let known: Vec<String> = config.rollups.iter().flat_map(names).collect();
+    match range.view.iter().find(|view| !known.contains(view)) {
+        None => Ok(()),
+        Some(view) => {
+            let known = known.join(", ");
+            Err(Failure::Use(format!("there is no view `{view}`; there are {known}")))
+        }
+    }
+}
+
+/// All rows that a server shows, and the installation that it says it is.
+fn shown(remote: &Remote, config: &Config) -> Result<(Served, String), Failure> {
+    Decided::new(&config.lateness(), &config.rollups)
+        .check(&config.data_dir)
+        .map_err(|e| Failure::Use(e.to_string()))?;
+    let (epoch, dimensions, installation) = visible(remote, config).map_err(Failure::Use)?;
+    let served = remote.served(&dimensions, epoch).map_err(Failure::Use)?;
+    Ok((served, installation))
+}
+
+/// Rows of another installation would differ, and say nothing.
+fn check_installation(
+    served: Option<String>,
+    journal: &Journal,
     config: &Config,
-) -> Result<(Epoch, BTreeMap<String, Vec<String>>), String> {
+) -> Result<(), Failure> {
+    let own = journal.identity().installation_hex();
+    match served.filter(|served| *served != own) {
+        None => Ok(()),
+        Some(served) => Err(Failure::Use(format!(
+            "the server is the installation {served}, {} is {own}; give the server's own \
+             directory with --data",
+            config.data_dir.display()
+        ))),
+    }
+}
+
+/// The epoch that a server shows, the dimensions of the views that it is configured with, and its
+/// installation.
+fn visible(remote: &Remote, config: &Config) -> Result<(Epoch, Dimensions, String), String> {
     let status = remote.get("/v1/status")?;
     let epoch = status["epoch"].as_u64().filter(|&epoch| epoch > 0);
     let epoch = epoch.ok_or_else(|| format!("the server shows no epoch yet: {status}"))?;
-    let mut dimensions = BTreeMap::new();
+    let mut dimensions = Dimensions::new();
     for rollup in &config.rollups {
         for &granularity in &rollup.granularities {
             dimensions.insert(rollup.view_name(granularity), rollup.dimensions.clone());
         }
     }
-    Ok((epoch, dimensions))
+    let installation = status["installation"].as_str().unwrap_or_default().to_owned();
+    Ok((epoch, dimensions, installation))
 }
 
 /// The log through the engine again, up to an epoch or to its last one.
@@ -147,30 +196,29 @@ pub fn replay(command: &Replay) -> Result<(), Failure> {
             "only a dry run is possible: add --dry-run to see what a replay would change".into(),
         ));
     }
-    let config = command.common.load()?;
-    // What is served is read first: a server that runs is at another epoch a second later.
-    let served = match &command.server {
-        None => None,
-        Some(url) => {
-            let remote = Remote::new(url, command.token.as_deref());
-            let (epoch, dimensions) = visible(&remote, &config).map_err(Failure::Use)?;
-            Some(remote.served(&dimensions, epoch).map_err(Failure::Use)?)
-        }
+    let Some(url) = &command.server else {
+        return Err(Failure::Use(
+            "a replay is compared with what a server shows: name it with --server URL".into(),
+        ));
     };
-    let host = again(&config, served.as_ref().map(|served| served.epoch))?;
+    let config = command.common.load()?;
+    check_views(&command.range, &config)?;
+    // What is served is read first: a server that runs is at another epoch a second later.
+    let remote = Remote::new(url, command.token.as_deref());
+    let (served, installation) = shown(&remote, &config)?;
+    let host = again(&config, Some(served.epoch))?;
+    check_installation(Some(installation), host.journal(), &config)?;
     let replayed = verify::served(&**host.tables(), None)
         .map_err(|e| Failure::Use(format!("the views cannot be read: {e}")))?;
     let range = touched(command, &host)?;
     host.close();
-    // Without a server nothing is published: everything that the replay shows would be new.
-    let served = served.map(|served| served.views).unwrap_or_default();
     let filter = filter(&range, &replayed);
-    let changes = print_changes(&served, &replayed.views, &filter);
+    let changes = print_changes(&served.views, &replayed.views, &filter);
     println!("epoch {}: {changes} rows would change", replayed.epoch);
     if changes == 0 { Ok(()) } else { Err(Failure::Check(String::new())) }
 }
 
-/// Prints −old +new of each row that is not the same; how many there are.
+/// Prints −old +new of the first rows that are not the same; how many there are in all.
 fn print_changes(old: &verify::Views, new: &verify::Views, filter: &Filter) -> u64 {
     let mut changes = 0;
     let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -184,6 +232,9 @@ fn print_changes(old: &verify::Views, new: &verify::Views, filter: &Filter) -> u
                 continue;
             }
             changes += 1;
+            if changes > DIFFERENCES_MAX as u64 {
+                continue;
+            }
             let at = format!("{name} {} {}", format_rfc3339(key.0), key.1.join(" "));
             for (sign, row) in [("-", b), ("+", a)] {
                 if let Some(row) = row {
@@ -191,6 +242,9 @@ fn print_changes(old: &verify::Views, new: &verify::Views, filter: &Filter) -> u
                 }
             }
         }
+    }
+    if let Some(more) = changes.checked_sub(DIFFERENCES_MAX as u64).filter(|&more| more > 0) {
+        println!("… and {more} more");
     }
     changes
 }

@@ -94,7 +94,7 @@ fn until_acknowledged(
     stop: &AtomicBool,
 ) -> Result<serde_json::Value, Failure> {
     let mut last = String::new();
-    for _ in 0..TRIES {
+    for attempt in 0..TRIES {
         let wait = match remote.send("POST", path, "application/json", body) {
             Ok(answer) if answer.status == 202 => {
                 return serde_json::from_str(&answer.body)
@@ -115,6 +115,9 @@ fn until_acknowledged(
         };
         if stop.load(Ordering::Acquire) {
             break;
+        }
+        if attempt == 0 {
+            eprintln!("{path}: {last}; it is sent again until it is taken");
         }
         std::thread::sleep(wait);
     }

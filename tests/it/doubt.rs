@@ -3,7 +3,7 @@
 //! that would decide history anew.
 
 use crate::{
-    server::{Home, Server},
+    server::{Home, Server, copy_dir},
     traffic::{click, now_us, verdict},
 };
 use serde_json::{Value, json};
@@ -52,17 +52,18 @@ fn beside_a_running_server_and_after_it_nothing_differs() {
     assert!(report["rows"]["audience_minute"].as_u64() > Some(1), "what was compared: {report}");
 }
 
-/// The other server has other events: every difference is found, and the exit code says so.
+/// The other server began with a copy of the log and took other events: every difference is found,
+/// and the exit code says so.
 #[test]
 fn a_server_that_shows_something_else_is_found_out() {
     let (home, other) = (Home::new(""), Home::new(""));
-    let (mine, yours) = (with_some(&home), with_some(&other));
-    // A row more here than there, at the same epochs or later ones.
+    assert_eq!(with_some(&home).terminate().code(), Some(0));
+    copy_dir(&home.data(), &other.data());
+    let (mine, yours) = (home.start(), other.start());
+    // A row more there than here, at the same epochs or later ones.
     yours.client().collect(&[click("one_more", now_us() - 90 * 60_000_000)]).expect(202);
     yours.client().settled();
-    drop(mine);
-    let server = home.start();
-    server.client().settled();
+    mine.client().settled();
     // The log must have the epoch that is asked for.
     let url = url(&yours);
     let (code, out, err) = until_the_epoch_is_there(&home, &url);
@@ -70,6 +71,26 @@ fn a_server_that_shows_something_else_is_found_out() {
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["equal"], json!(false), "{report}");
     assert!(!report["differences"].as_array().unwrap().is_empty(), "{report}");
+}
+
+#[test]
+fn what_would_compare_nothing_or_the_wrong_thing_is_wrong_use() {
+    let (home, stranger) = (Home::new(""), Home::new(""));
+    let (_mine, theirs) = (with_some(&home), with_some(&stranger));
+    let theirs = url(&theirs);
+    for (args, named) in [
+        (&["verify", "--view", "audeince_minute"][..], "audience_minute"),
+        (
+            &["replay", "--dry-run", "--view", "audeince_minute", "--server", &theirs],
+            "audience_minute",
+        ),
+        (&["replay", "--dry-run"], "--server"),
+        (&["verify", "--server", &theirs], "installation"),
+    ] {
+        let (code, out, err) = home.run(args);
+        assert_eq!(code, Some(2), "{args:?}: {out}{err}");
+        assert!(err.contains(named), "{args:?}: {err}");
+    }
 }
 
 fn until_the_epoch_is_there(home: &Home, url: &str) -> (Option<i32>, String, String) {
@@ -88,7 +109,8 @@ fn settings_that_would_decide_history_anew_are_refused() {
     let home = Home::new("");
     drop(with_some(&home));
     home.configure("[time]\ncorrection_horizon = \"1h\"\n");
-    for command in [&["serve"][..], &["verify"], &["replay", "--dry-run"]] {
+    let replay = ["replay", "--dry-run", "--server", "http://127.0.0.1:9"];
+    for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["verify"], &replay] {
         let (code, _, err) = home.run(command);
         assert_eq!(code, Some(2), "{command:?}: {err}");
         assert!(err.contains("correction_horizon") && err.contains("86400000000"), "{err}");
