@@ -11,8 +11,8 @@ use trueup_operators::{
 /// waits for some tens of milliseconds of writing at most, and a crash tears no more than this
 /// (or one request, if that is larger).
 pub(crate) const GROUP_BYTES_MAX: u64 = 16 << 20;
-/// Space is reserved in steps of this, ahead of the frames: a sync of bytes for which the file
-/// system must still find room takes two to four times as long (BENCHMARKS.md).
+/// Space is reserved in steps of this, ahead of the frames: a full disk is found before a frame is
+/// torn, and a sync need not find room first (BENCHMARKS.md says what that brings).
 pub(crate) const PREALLOCATE_BYTES: u64 = 32 << 20;
 /// The largest value of `segment_bytes_max`.
 pub const SEGMENT_BYTES_LIMIT: u64 = 16 << 30;
