@@ -390,6 +390,23 @@ fn a_question_that_makes_no_sense_is_answered_with_what_does() {
     );
 }
 
+/// A view that does not keep up pushes back on those who send, before memory or disk is full.
+#[test]
+fn who_sends_faster_than_the_views_is_told_to_wait() {
+    // An epoch has just closed when the server is ready, and none does in the next five seconds.
+    let home = Home::new("[time]\ntick = \"5s\"\n[flow]\nlag_bytes_max = \"4KiB\"\n");
+    let server = home.start();
+    let client = server.client();
+    let events: Vec<Value> = (0..100).map(|n| click(&format!("lag_{n}"), now_us())).collect();
+    client.collect(&events).expect(202);
+    let answer = client.collect(&events).expect(429);
+    assert_eq!(answer.problem(), "dataflow_behind");
+    assert!(answer.retry_after.is_some(), "{answer:?}");
+    client.judge(&[verdict("lag_1", "invalid", now_us())]).expect(429);
+    assert_eq!(client.counts().accepted, 100);
+    assert_eq!(server.terminate().code(), Some(0), "what was taken is shown before the end");
+}
+
 /// Texts of dimensions are never forgotten while the server runs, so how many there are is bounded.
 #[test]
 fn texts_without_end_are_refused_before_memory_is_full() {
