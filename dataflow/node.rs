@@ -367,9 +367,7 @@ impl Node {
         }
         rows
     }
-}
 
-impl Node {
     /// Whether a view shows a row with these dimensions now.
     fn has_row(&self, view: &str, bucket: Bucket, texts: &[String]) -> bool {
         let tables = self.host.tables();

@@ -20,7 +20,7 @@ use trueup_operators::{
     change::Counts,
     log::{Log, Topic},
     rollup::RollupSpec,
-    time::{Epoch, EventTime, format_rfc3339},
+    time::{Epoch, EventTime, Granularity, format_rfc3339},
 };
 
 /// How long a replay of the whole log may take.
@@ -57,12 +57,9 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
     if command.server.is_some() {
         // What a server no longer keeps it cannot show.
         let views = config.views();
-        for rollup in &config.rollups {
-            for &granularity in &rollup.granularities {
-                let from_us = views.kept_from_us(granularity, recomputed.frontier);
-                served.kept_from_us.insert(rollup.view_name(granularity), from_us);
-            }
-        }
+        let kept =
+            |(_, granularity, view)| (view, views.kept_from_us(granularity, recomputed.frontier));
+        served.kept_from_us.extend(each_view(&config).map(kept));
     }
     let filter = filter(&command.range, &served);
     let mut comparison = verify::compare(&recomputed, &served.views, &filter);
@@ -100,12 +97,16 @@ fn report(comparison: &Comparison, recomputed: &Recomputed, json: bool) -> Resul
     if comparison.is_equal() { Ok(()) } else { Err(Failure::Check(String::new())) }
 }
 
+/// The views that are configured: the rollup and the granularity of each, and its name.
+fn each_view(config: &Config) -> impl Iterator<Item = (&RollupSpec, Granularity, String)> {
+    config.rollups.iter().flat_map(|rollup| {
+        rollup.granularities.iter().map(move |&g| (rollup, g, rollup.view_name(g)))
+    })
+}
+
 /// A view that there is not would be compared without a difference.
 fn check_views(range: &Range, config: &Config) -> Result<(), Failure> {
-    let names = |rollup: &RollupSpec| {
-        rollup.granularities.iter().map(|&g| rollup.view_name(g)).collect::<Vec<_>>()
-    };
-    let known: Vec<String> = config.rollups.iter().flat_map(names).collect();
+    let known: Vec<String> = each_view(config).map(|(_, _, name)| name).collect();
     match range.view.iter().find(|view| !known.contains(view)) {
         None => Ok(()),
         Some(view) => {
@@ -148,12 +149,8 @@ fn visible(remote: &Remote, config: &Config) -> Result<(Epoch, Dimensions, Strin
     let status = remote.get("/v1/status")?;
     let epoch = status["epoch"].as_u64().filter(|&epoch| epoch > 0);
     let epoch = epoch.ok_or_else(|| format!("the server shows no epoch yet: {status}"))?;
-    let mut dimensions = Dimensions::new();
-    for rollup in &config.rollups {
-        for &granularity in &rollup.granularities {
-            dimensions.insert(rollup.view_name(granularity), rollup.dimensions.clone());
-        }
-    }
+    let dimensions =
+        each_view(config).map(|(rollup, _, name)| (name, rollup.dimensions.clone())).collect();
     let installation = status["installation"].as_str().unwrap_or_default().to_owned();
     Ok((epoch, dimensions, installation))
 }
@@ -278,7 +275,7 @@ fn touched(command: &Replay, host: &Host) -> Result<Range, Failure> {
         }
     }
     // A row of a day may begin a day before its event.
-    let day = trueup_operators::time::Granularity::Day;
+    let day = Granularity::Day;
     let from = earliest.map(|us| day.start(day.bucket(EventTime(us))).0);
     range.from = [range.from, from].into_iter().flatten().max();
     Ok(range)
