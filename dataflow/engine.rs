@@ -12,6 +12,7 @@
 use crate::{
     epochs::{Cut, EpochSettings, Epochs, Feeder, Lag},
     flow::Job,
+    remap::Cursor,
     worker::{self, WorkerMemory},
 };
 use parking_lot::Mutex;
@@ -143,7 +144,8 @@ impl Engine {
                 "{workers} worker threads are configured; give 1 to 64"
             )));
         }
-        let epochs = Epochs::open(Arc::clone(&log), settings.epochs, workers)?;
+        let from = Cursor::origin(&*log);
+        let epochs = Epochs::open(Arc::clone(&log), settings.epochs, workers, &from)?;
         let memory = Mutex::new(vec![WorkerMemory::default(); workers]);
         let shared = Arc::new(Shared { log, symbols, settings, epochs, memory });
 
@@ -166,7 +168,7 @@ impl Engine {
             let epochs = Arc::clone(&shared.epochs);
             std::thread::Builder::new()
                 .name("epochs".into())
-                .spawn(move || epochs.run(&feeders, announce))
+                .spawn(move || epochs.run(from, &feeders, announce))
                 .map_err(|e| StartError::Thread(e.to_string()))?
         };
         let asks = asks.into_iter().zip(threads).collect();

@@ -10,15 +10,21 @@
 //! only when it is durable there do the workers see it: what an epoch holds is never decided
 //! twice. Log times in a row never decrease, whatever the clock did.
 //!
+//! Where other processes append to the log too, a row that is durable need not count: then the
+//! thread reads on to it, and the run ends if another writer has begun a later generation
+//! ([`RemapRow::follows`]). Closing an epoch at once at the start is what fences the one before.
+//!
 //! # Feeding
 //!
 //! At most [`EpochSettings::epochs_in_flight_max`] epochs are under way; the rest wait in the log,
 //! where they cost no memory. How far the workers are behind, in bytes and epochs, is what the
 //! collector's answer 429 goes by ([`Epochs::lag`]).
 
+use crate::remap::{self, Cursor};
 use parking_lot::{Condvar, Mutex};
 use std::{
-    collections::VecDeque,
+    collections::{VecDeque, hash_map::RandomState},
+    hash::{BuildHasher, Hasher},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -28,8 +34,8 @@ use std::{
 };
 use trueup_operators::{
     feed::EpochTimes,
-    log::{Append, End, Log, LogError, Topic},
-    remap::{REMAP_VERSION, RemapRow, Upto},
+    log::{Append, Appended, End, Log, LogError, Topic},
+    remap::{REMAP_VERSION, RemapRow, Upto, Writer},
     time::Epoch,
 };
 
@@ -68,23 +74,10 @@ pub enum Cut {
     },
 }
 
-impl Cut {
-    /// The last epoch to begin with, of so many that there are.
-    fn last(self, epochs: Epoch) -> Epoch {
-        match self {
-            Cut::Replay { upto: Some(upto) } => epochs.min(upto),
-            Cut::Live | Cut::Replay { upto: None } => epochs,
-        }
-    }
-}
-
 /// An idle log still gets an epoch this often: its log time moves buckets on.
 const IDLE: Duration = Duration::from_secs(1);
 /// How often the ends are looked at between ticks, for `epoch_bytes_max`.
 const LOOK: Duration = Duration::from_millis(10);
-/// Bytes of remap rows read from the log at a time: some hundred epochs.
-const ROWS_READ_BYTES: usize = 64 << 10;
-
 /// What a worker gets: an epoch, and the one before it.
 #[derive(Clone)]
 pub(crate) struct Plan {
@@ -109,6 +102,8 @@ pub struct Lag {
 pub struct Epochs {
     log: Arc<dyn Log>,
     settings: EpochSettings,
+    /// In whose name epochs are closed.
+    writer: Writer,
     /// By worker: the last epoch that its sinks have.
     committed: Vec<AtomicU64>,
     /// Whether `state` has a fault, for workers that look at every step.
@@ -118,13 +113,17 @@ pub struct Epochs {
 }
 
 struct State {
-    /// The newest durable row, and whether the next one is being appended.
-    closed: Arc<RemapRow>,
+    /// The newest durable row that counts, and whether the next one is being appended.
+    closed: Cursor,
     appending: bool,
+    /// The row that was appended, and the offset behind it: to be read on to.
+    appended: Option<u64>,
     /// Whether the last try to append a row failed: said once, not at every tick.
     failing: bool,
     /// The newest row that the workers have.
     fed: Arc<RemapRow>,
+    /// The rows that the workers have, from the newest that is visible on.
+    under_way: VecDeque<Arc<RemapRow>>,
     /// Bytes in the log at the end of each epoch that is not visible yet.
     bytes: VecDeque<(Epoch, u64)>,
     bytes_at_start: u64,
@@ -144,44 +143,44 @@ pub(crate) struct Feeder {
 }
 
 impl Epochs {
-    /// Reads the last row of the remap topic.
+    /// Finds what was closed after the row `from`, from which the workers go on.
     ///
     /// # Errors
     /// When the remap topic cannot be read or holds something else.
-    pub fn open(
+    pub(crate) fn open(
         log: Arc<dyn Log>,
         settings: EpochSettings,
         workers: usize,
+        from: &Cursor,
     ) -> Result<Arc<Epochs>, LogError> {
-        let origin = Arc::new(RemapRow::origin(
-            log.partitions(Topic::Events),
-            log.partitions(Topic::Verdicts),
-            log.partitions(Topic::Metadata),
-        ));
-        // The row of epoch e is at offset e − 1.
-        let end = settings.cut.last(remap_end(&*log));
-        let closed = match end {
-            0 => Arc::clone(&origin),
-            end => Arc::new(read_rows(&*log, end - 1, end)?.pop().ok_or_else(no_row)?),
+        let closed = match settings.cut {
+            Cut::Replay { upto: Some(upto) } => last_before(&*log, from, upto)?,
+            Cut::Live | Cut::Replay { upto: None } => from.tip(&*log)?,
+        };
+        let writer = Writer {
+            generation: closed.row.writer.generation + 1,
+            nonce: RandomState::new().build_hasher().finish(),
         };
         let bytes_at_start = bytes_held(&*log);
         let state = State {
-            recovered_to: closed.epoch,
+            recovered_to: closed.row.epoch,
             closed,
             appending: false,
+            appended: None,
             failing: false,
-            fed: origin,
+            fed: Arc::clone(&from.row),
+            under_way: VecDeque::from([Arc::clone(&from.row)]),
             bytes: VecDeque::new(),
             bytes_at_start,
             bytes_visible: bytes_at_start,
-            hurry: false,
+            hurry: log.is_shared(),
             stopping: false,
             fault: None,
         };
-        let committed = (0..workers).map(|_| AtomicU64::new(0)).collect();
+        let committed = (0..workers).map(|_| AtomicU64::new(from.row.epoch)).collect();
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let failed = AtomicBool::new(false);
-        Ok(Arc::new(Epochs { log, settings, committed, failed, state, changed }))
+        Ok(Arc::new(Epochs { log, settings, writer, committed, failed, state, changed }))
     }
 
     /// A worker's sinks have everything up to `epoch`.
@@ -213,6 +212,14 @@ impl Epochs {
         self.committed.iter().map(|c| c.load(Ordering::Acquire)).min().unwrap_or(0)
     }
 
+    /// The row of the epoch that every view shows: which offsets they stand for.
+    pub fn visible_row(&self) -> Arc<RemapRow> {
+        let visible = self.visible();
+        let mut state = self.state.lock();
+        state.see(visible);
+        Arc::clone(state.under_way.front().unwrap_or(&state.fed))
+    }
+
     /// How far the views are behind.
     pub fn lag(&self) -> Lag {
         let visible = self.visible();
@@ -220,7 +227,7 @@ impl Epochs {
         state.see(visible);
         let shown = state.bytes_visible.max(state.bytes_at_start);
         Lag {
-            closed: state.closed.epoch,
+            closed: state.closed.row.epoch,
             visible,
             bytes: bytes_held(&*self.log).saturating_sub(shown),
             caught_up: visible >= state.recovered_to,
@@ -239,14 +246,15 @@ impl Epochs {
             if let Some(fault) = &state.fault {
                 return Err(fault.clone());
             }
-            let covered = covers(&state.closed, &ends);
-            if covered && self.visible() >= state.closed.epoch {
-                return Ok(state.closed.epoch);
+            let covered = covers(&state.closed.row, &ends);
+            let closed = state.closed.row.epoch;
+            if covered && self.visible() >= closed {
+                return Ok(closed);
             }
             state.hurry |= !covered;
             let wait = until.min(Instant::now() + LOOK);
             if Instant::now() >= until {
-                let (visible, closed) = (self.visible(), state.closed.epoch);
+                let visible = self.visible();
                 return Err(format!("after {patience:?} epoch {visible} of {closed} is visible"));
             }
             self.changed.wait_until(&mut state, wait);
@@ -259,12 +267,22 @@ impl Epochs {
         self.changed.notify_all();
     }
 
-    /// The closing and feeding loop; `announce` is called with each epoch before a worker gets it.
-    pub(crate) fn run(self: &Arc<Self>, feeders: &[Feeder], announce: impl Fn(EpochTimes)) {
+    /// The closing and feeding loop, which goes on after the row it was opened from; `announce` is
+    /// called with each epoch before a worker gets it.
+    pub(crate) fn run(
+        self: &Arc<Self>,
+        mut read: Cursor,
+        feeders: &[Feeder],
+        announce: impl Fn(EpochTimes),
+    ) {
         let mut next_tick = Instant::now();
         let mut last_close = Instant::now();
+        // What was read of the remap topic and not fed yet.
+        let mut unfed = VecDeque::new();
         loop {
-            if let Err(error) = self.feed(feeders, &announce) {
+            let fed = self.confirm();
+            let fed = fed.and_then(|()| self.feed(&mut read, &mut unfed, feeders, &announce));
+            if let Err(error) = fed {
                 self.fail(error.to_string());
             }
             {
@@ -289,7 +307,7 @@ impl Epochs {
                 // A tick that is due may have to wait for the row under way: never spin for it.
                 let look = now + LOOK;
                 let wait = if next_tick > now { next_tick.min(look) } else { look };
-                if state.fed.epoch == state.closed.epoch {
+                if state.fed.epoch == state.closed.row.epoch && state.appended.is_none() {
                     self.changed.wait_until(&mut state, wait);
                 }
             }
@@ -305,7 +323,8 @@ impl Epochs {
     fn close(self: &Arc<Self>, state: &mut State, only_if_new: bool) -> bool {
         // Bytes first: what arrives meanwhile counts to the next epoch, never to none.
         let bytes = bytes_held(&*self.log);
-        let Some(row) = next_row(&state.closed, all_ends(&*self.log), only_if_new) else {
+        let Some(row) = next_row(&state.closed.row, self.writer, all_ends(&*self.log), only_if_new)
+        else {
             return false;
         };
         let frame = Append {
@@ -316,14 +335,23 @@ impl Epochs {
             payload: row.encode().into(),
         };
         let epochs = Arc::clone(self);
-        let done = Box::new(move |result: Result<_, LogError>| {
+        let done = Box::new(move |result: Result<Vec<Appended>, LogError>| {
             let mut state = epochs.state.lock();
             state.appending = false;
-            match result {
-                Ok(_) => {
+            let appended = result.and_then(|appended| {
+                appended.first().copied().ok_or_else(|| LogError::Unavailable {
+                    reason: "the log said that it took a row, but not where".into(),
+                })
+            });
+            match appended {
+                Ok(Appended { offset, .. }) => {
                     state.failing = false;
                     state.bytes.push_back((row.epoch, bytes));
-                    state.closed = Arc::new(row);
+                    if epochs.log.is_shared() {
+                        state.appended = Some(offset + 1);
+                    } else {
+                        state.closed = Cursor { row: Arc::new(row), next: offset + 1 };
+                    }
                 }
                 // Nothing of the epoch was visible; the next look tries again.
                 Err(error) => state.not_closed(&error),
@@ -338,27 +366,55 @@ impl Epochs {
         true
     }
 
+    /// Reads on to the row that was appended, where others append too.
+    fn confirm(&self) -> Result<(), LogError> {
+        let (mut tip, upto) = {
+            let state = self.state.lock();
+            let Some(upto) = state.appended else { return Ok(()) };
+            (state.closed.clone(), upto)
+        };
+        while tip.next < upto {
+            tip.advance(&*self.log, upto)?;
+        }
+        let found = tip.row.writer;
+        if found != self.writer && found.generation >= self.writer.generation {
+            self.fail(format!(
+                "another server closes epochs of this log, in generation {} (this one in {}): \
+                 let only one lead",
+                found.generation, self.writer.generation
+            ));
+        }
+        let mut state = self.state.lock();
+        (state.closed, state.appended) = (tip, None);
+        Ok(())
+    }
+
     /// Gives the workers the next epochs as there is room for them, as many as one read of the
     /// remap topic gives; then it is time to look at the ticks again.
-    fn feed(&self, feeders: &[Feeder], announce: &impl Fn(EpochTimes)) -> Result<(), LogError> {
+    fn feed(
+        &self,
+        read: &mut Cursor,
+        unfed: &mut VecDeque<Cursor>,
+        feeders: &[Feeder],
+        announce: &impl Fn(EpochTimes),
+    ) -> Result<(), LogError> {
         let (mut before, closed) = {
             let state = self.state.lock();
-            (Arc::clone(&state.fed), Arc::clone(&state.closed))
+            (Arc::clone(&state.fed), state.closed.clone())
         };
-        if before.epoch == closed.epoch {
-            return Ok(());
+        while unfed.is_empty() && read.row.epoch < closed.row.epoch {
+            if closed.row.epoch == read.row.epoch + 1 {
+                *read = closed.clone();
+                unfed.push_back(closed.clone());
+            } else {
+                unfed.extend(read.advance(&*self.log, closed.next)?);
+            }
         }
-        let rows = if closed.epoch == before.epoch + 1 {
-            vec![(*closed).clone()]
-        } else {
-            // The row of epoch e is at offset e − 1.
-            read_rows(&*self.log, before.epoch, closed.epoch)?
-        };
-        for row in rows {
+        while let Some(next) = unfed.front() {
             if !self.wait_for_room(&before) {
                 return Ok(());
             }
-            let row = Arc::new(row);
+            let row = Arc::clone(&next.row);
             announce(row.times(&before));
             for feeder in feeders {
                 let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row) };
@@ -369,7 +425,11 @@ impl Epochs {
                 }
                 feeder.thread.unpark();
             }
-            self.state.lock().fed = Arc::clone(&row);
+            let mut state = self.state.lock();
+            state.fed = Arc::clone(&row);
+            state.under_way.push_back(Arc::clone(&row));
+            drop(state);
+            unfed.pop_front();
             before = row;
         }
         Ok(())
@@ -400,8 +460,11 @@ impl State {
         }
     }
 
-    /// Forgets the sizes of epochs that are visible.
+    /// Forgets the rows before the visible epoch's, and the sizes of epochs that are visible.
     fn see(&mut self, visible: Epoch) {
+        while self.under_way.get(1).is_some_and(|next| next.epoch <= visible) {
+            self.under_way.pop_front();
+        }
         while self.bytes.front().is_some_and(|&(epoch, _)| epoch <= visible) {
             if let Some((_, bytes)) = self.bytes.pop_front() {
                 self.bytes_visible = bytes;
@@ -414,71 +477,55 @@ impl State {
 type Ends = [Vec<End>; 3];
 
 fn all_ends(log: &dyn Log) -> Ends {
-    [Topic::Events, Topic::Verdicts, Topic::Metadata].map(|topic| log.ends(topic))
+    TOPICS.map(|topic| log.ends(topic))
 }
 
 fn bytes_held(log: &dyn Log) -> u64 {
     [Topic::Events, Topic::Verdicts].into_iter().flat_map(|t| log.ends(t)).map(|e| e.bytes).sum()
 }
 
-fn remap_end(log: &dyn Log) -> u64 {
-    log.ends(Topic::Remap).first().map_or(0, |end| end.offset)
+/// The last row after `from` whose epoch is at most `upto`.
+fn last_before(log: &dyn Log, from: &Cursor, upto: Epoch) -> Result<Cursor, LogError> {
+    let (end, mut read, mut last) = (remap::end(log), from.clone(), from.clone());
+    while read.next < end && last.row.epoch < upto {
+        let rows = read.advance(log, end)?;
+        last = rows.into_iter().rfind(|cursor| cursor.row.epoch <= upto).unwrap_or(last);
+    }
+    Ok(last)
 }
 
+const TOPICS: [Topic; 3] = [Topic::Events, Topic::Verdicts, Topic::Metadata];
+
 fn covers(row: &RemapRow, ends: &Ends) -> bool {
-    let topics = [&row.events, &row.verdicts, &row.metadata];
-    topics
-        .iter()
-        .zip(ends)
-        .all(|(uptos, ends)| uptos.iter().zip(ends).all(|(upto, end)| upto.offset >= end.offset))
+    let covered = |topic, (partition, end): (usize, &End)| {
+        row.upto(topic, partition as u16).offset >= end.offset
+    };
+    TOPICS.iter().zip(ends).all(|(&t, ends)| ends.iter().enumerate().all(|end| covered(t, end)))
 }
 
 /// The row after `last`, up to `ends`; `None` if nothing is new and only news were asked for.
-fn next_row(last: &RemapRow, ends: Ends, only_if_new: bool) -> Option<RemapRow> {
+fn next_row(last: &RemapRow, writer: Writer, ends: Ends, only_if_new: bool) -> Option<RemapRow> {
     if only_if_new && covers(last, &ends) {
         return None;
     }
-    let upto = |last: &[Upto], ends: &[End]| -> Vec<Upto> {
-        ends.iter()
-            .zip(last)
-            .map(|(end, last)| Upto {
+    let upto = |topic, ends: &[End]| -> Vec<Upto> {
+        let row = ends.iter().enumerate().map(|(partition, end)| {
+            let last = last.upto(topic, partition as u16);
+            Upto {
                 offset: end.offset.max(last.offset),
                 log_time: end.complete_to.max(last.log_time),
-            })
-            .collect()
+            }
+        });
+        row.collect()
     };
     Some(RemapRow {
         epoch: last.epoch + 1,
-        events: upto(&last.events, &ends[0]),
-        verdicts: upto(&last.verdicts, &ends[1]),
-        metadata: upto(&last.metadata, &ends[2]),
+        writer,
+        events: upto(Topic::Events, &ends[0]),
+        verdicts: upto(Topic::Verdicts, &ends[1]),
+        metadata: upto(Topic::Metadata, &ends[2]),
     })
 }
 
-/// Remap rows `from..to` by offset, as many as one read gives.
-///
-/// # Errors
-/// When they cannot be read or are no rows.
-pub fn read_rows(log: &dyn Log, from: u64, to: u64) -> Result<Vec<RemapRow>, LogError> {
-    let frames = log.read(Topic::Remap, 0, from, to, ROWS_READ_BYTES)?;
-    frames
-        .iter()
-        .map(|frame| {
-            let row = RemapRow::decode(&frame.payload).and_then(|row| {
-                let expected = frame.offset + 1;
-                let wrong =
-                    || format!("the remap row at {} is of epoch {}", frame.offset, row.epoch);
-                if row.epoch == expected { Ok(row.clone()) } else { Err(wrong()) }
-            });
-            row.map_err(|reason| LogError::Corrupt {
-                file: "topic remap".into(),
-                at: frame.offset,
-                reason,
-            })
-        })
-        .collect()
-}
-
-fn no_row() -> LogError {
-    LogError::Unavailable { reason: "the remap topic has an end but no last row".into() }
-}
+#[cfg(test)]
+mod tests;

@@ -2,10 +2,7 @@
 //! ask of both. It answers what is not in the views: status, readiness, metrics, the life of one
 //! event, and whether more events may come.
 
-use crate::{
-    ads::AD_DIMENSIONS_MAX, config::Config, epochs::read_rows, host::Host, life::Lives,
-    topology::AdJob,
-};
+use crate::{ads::AD_DIMENSIONS_MAX, config::Config, host::Host, life::Lives, topology::AdJob};
 use hdrhistogram::Histogram;
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
@@ -26,7 +23,6 @@ use trueup_operators::{
     ledger::{Entry, Standing},
     log::{Log, LogError, Topic},
     problem::Problem,
-    remap::RemapRow,
     symbols::OTHER_TEXT,
     time::{Bucket, EventTime, Granularity, LogTime, format_rfc3339, parse_rfc3339},
 };
@@ -254,27 +250,15 @@ impl Node {
         })
     }
 
-    /// The remap row of the visible epoch: which offsets the views show.
-    fn visible_row(&self) -> Option<RemapRow> {
-        let epoch = self.host.engine().lag().visible;
-        let log = &**self.host.journal();
-        epoch.checked_sub(1).and_then(|at| read_rows(log, at, epoch).ok()?.pop())
-    }
-
     fn partitions(&self) -> Value {
-        let shown = self.visible_row();
+        let shown = &self.host.engine().epochs().visible_row();
         let of = |topic: Topic| {
-            let shown = shown.as_ref().map(|row| match topic {
-                Topic::Events => &row.events,
-                _ => &row.verdicts,
-            });
             let ends = self.host.journal().ends(topic);
             let first = |partition| self.host.journal().first(topic, partition);
             ends.into_iter()
                 .enumerate()
                 .map(move |(partition, end)| {
-                    let visible =
-                        shown.and_then(|s| s.get(partition)).map_or(0, |upto| upto.offset);
+                    let visible = shown.upto(topic, partition as u16).offset;
                     json!({
                         "topic": topic.name(),
                         "partition": partition,

@@ -267,19 +267,27 @@ impl<'a> Recomputation<'a> {
     /// # Errors
     /// When it cannot be read.
     pub fn advance(&mut self) -> Result<Option<Epoch>, VerifyError> {
-        let Some(next) = self.remap.next()? else { return Ok(None) };
+        let next = loop {
+            let Some(next) = self.remap.next()? else { return Ok(None) };
+            // Of a log that others share: rows of a writer that was superseded are void.
+            let (new, old) = (next.writer, self.done.writer);
+            let superseded = new != old && new.generation <= old.generation;
+            if !self.log.is_shared() || (!superseded && next.epoch == self.done.epoch + 1) {
+                break next;
+            }
+        };
         self.check_successor(&next)?;
         let times = next.times(&self.done);
         self.book.open(times);
         for partition in 0..next.events.len() {
-            let range = between(&self.done.events, &next.events, partition);
+            let range = self.between(&self.done.events, &next.events, partition);
             self.each_frame(Topic::Events, partition as u16, range, |this, frame| {
                 let Recomputation { book, rows, .. } = this;
                 frames::events(frame, rows.texts(), |row| book.event(frame, &row))
             })?;
         }
         for partition in 0..next.verdicts.len() {
-            let range = between(&self.done.verdicts, &next.verdicts, partition);
+            let range = self.between(&self.done.verdicts, &next.verdicts, partition);
             self.each_frame(Topic::Verdicts, partition as u16, range, |this, frame| {
                 this.book.verdicts(frame, frames::verdicts(frame)?);
                 Ok(())
@@ -307,6 +315,13 @@ impl<'a> Recomputation<'a> {
         }
     }
 
+    /// A partition that is new has been complete to what all others were.
+    fn between(&self, before: &[Upto], after: &[Upto], partition: usize) -> Range {
+        let new = Upto { offset: 0, log_time: self.done.frontier() };
+        let before = before.get(partition).unwrap_or(&new);
+        Range { from: before.offset, to: after[partition].offset, complete_to: before.log_time }
+    }
+
     fn check_successor(&self, next: &RemapRow) -> Result<(), VerifyError> {
         let expected = self.done.epoch + 1;
         let wrong = |reason| VerifyError::Remap { expected, found: next.epoch, reason };
@@ -316,8 +331,8 @@ impl<'a> Recomputation<'a> {
         for (before, after) in
             [(&self.done.events, &next.events), (&self.done.verdicts, &next.verdicts)]
         {
-            if before.len() != after.len() {
-                return Err(wrong("the number of partitions is another"));
+            if before.len() > after.len() {
+                return Err(wrong("partitions are missing"));
             }
             if before.iter().zip(after).any(|(b, a)| a.offset < b.offset || a.log_time < b.log_time)
             {
@@ -331,22 +346,30 @@ impl<'a> Recomputation<'a> {
         &mut self,
         topic: Topic,
         partition: u16,
-        (mut from, to): (u64, u64),
+        Range { mut from, to, complete_to }: Range,
         mut take: impl FnMut(&mut Self, &Frame) -> Result<(), String>,
     ) -> Result<(), VerifyError> {
+        let mut log_time = complete_to;
         while from < to {
-            let frames = self
+            let mut frames = self
                 .log
                 .read(topic, partition, from, to, READ_BYTES_MAX)
                 .map_err(|source| VerifyError::Log { topic, source })?;
-            for frame in &frames {
+            for frame in &mut frames {
                 let offset = frame.offset;
                 let wrong = |reason| VerifyError::Frame { topic, partition, offset, reason };
-                if offset != from {
+                // Offsets of a log that others share may have gaps.
+                if offset != from && !(self.log.is_shared() && offset > from) {
                     return Err(wrong(format!("the log gave this frame for offset {from}")));
                 }
+                // Not older than the epoch before was complete to, whatever a broker's clock says.
+                log_time = log_time.max(frame.log_time);
+                frame.log_time = log_time;
                 take(self, frame).map_err(wrong)?;
-                from += 1;
+                from = offset + 1;
+            }
+            if frames.is_empty() && self.log.is_shared() {
+                return Ok(());
             }
             if frames.is_empty() {
                 let reason = "the log gave no frame".to_owned();
@@ -357,8 +380,12 @@ impl<'a> Recomputation<'a> {
     }
 }
 
-fn between(before: &[Upto], after: &[Upto], partition: usize) -> (u64, u64) {
-    (before[partition].offset, after[partition].offset)
+/// What an epoch holds of a partition.
+struct Range {
+    from: u64,
+    to: u64,
+    /// The log time that the epoch before was complete to.
+    complete_to: LogTime,
 }
 
 /// Reads the remap log, some rows ahead.

@@ -34,7 +34,6 @@ use trueup_operators::{
     hash,
     ledger::Ledger,
     log::{Frame, Log, Topic},
-    remap::RemapRow,
     time::Epoch,
 };
 
@@ -228,7 +227,9 @@ impl<B: EventBatch> Running<B> {
     }
 }
 
-/// Reads what an epoch holds of a partition, frame by frame.
+/// Reads what an epoch holds of a partition, frame by frame. A frame is never older than the epoch
+/// before it is complete to: a log whose clock is not ours (a broker's) need not know about that,
+/// and this way its times never decrease, for a replay as for the live run.
 fn read_each(
     log: &dyn Log,
     topic: Topic,
@@ -236,15 +237,17 @@ fn read_each(
     plan: &Plan,
     mut take: impl FnMut(Frame) -> Result<(), String>,
 ) -> Result<(), String> {
-    let upto = |row: &RemapRow| match topic {
-        Topic::Events => row.events[usize::from(partition)].offset,
-        _ => row.verdicts[usize::from(partition)].offset,
-    };
-    let (mut from, to) = (upto(&plan.before), upto(&plan.row));
+    let (before, row) = (plan.before.upto(topic, partition), plan.row.upto(topic, partition));
+    let (mut from, to) = (before.offset, row.offset);
+    let mut log_time = before.log_time;
     while from < to {
         let frames = log.read(topic, partition, from, to, READ_BYTES).map_err(|e| e.to_string())?;
         from = frames.last().map_or(to, |frame| frame.offset + 1);
-        frames.into_iter().try_for_each(&mut take)?;
+        for mut frame in frames {
+            log_time = log_time.max(frame.log_time);
+            frame.log_time = log_time;
+            take(frame)?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use trueup_operators::{
     log::{Append, Done, End, Frame, Log, LogError, Topic},
-    remap::{REMAP_VERSION, RemapRow, Upto},
+    remap::{REMAP_VERSION, RemapRow, Upto, Writer},
     time::LogTime,
 };
 
@@ -28,6 +28,7 @@ impl MemoryLog {
         let upto = |topic, partition| Upto { offset: self.end(topic, partition), log_time };
         let row = RemapRow {
             epoch: self.end(Topic::Remap, 0) + 1,
+            writer: Writer::default(),
             events: (0..self.partitions).map(|p| upto(Topic::Events, p)).collect(),
             verdicts: vec![upto(Topic::Verdicts, 0)],
             metadata: vec![upto(Topic::Metadata, 0)],

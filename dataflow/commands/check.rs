@@ -6,8 +6,8 @@ use crate::{
     cli::{Doctor, Range, Replay, Verify},
     config::Config,
     decided::Decided,
-    epochs::read_rows,
     host::Host,
+    remap::{self, Cursor},
     topology::AdJob,
     verify::{
         self, Comparison, DIFFERENCES_MAX, Filter, Recomputed, Served, ServedEvents, VerifySettings,
@@ -328,14 +328,11 @@ pub fn doctor(command: &Doctor) -> Result<(), Failure> {
 /// Whether the epochs follow one another and name only frames that are there; the last one.
 fn check_remap(config: &Config) -> Result<Epoch, String> {
     let (journal, _) = Journal::open_read_only(&config.data_dir).map_err(|e| e.to_string())?;
-    let end = journal.ends(Topic::Remap).first().map_or(0, |end| end.offset);
-    let (mut at, mut last) = (journal.first(Topic::Remap, 0), None);
-    while at < end {
-        let rows = read_rows(&journal, at, end).map_err(|e| e.to_string())?;
-        at += rows.len() as u64;
-        last = rows.into_iter().next_back();
+    let (mut at, end) = (Cursor::origin(&journal), remap::end(&journal));
+    while at.next < end {
+        at.advance(&journal, end).map_err(|e| e.to_string())?;
     }
-    let Some(last) = last else { return Ok(0) };
+    let last = at.row;
     let topics = [
         (Topic::Events, &last.events),
         (Topic::Verdicts, &last.verdicts),

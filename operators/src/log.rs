@@ -154,6 +154,11 @@ pub enum LogError {
 
 /// Topics of partitions of frames.
 pub trait Log: Send + Sync + 'static {
+    /// Whether other processes may append too. Who appends then learns what counts by reading.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// How many partitions a topic has.
     fn partitions(&self, topic: Topic) -> u16;
 

@@ -3,25 +3,47 @@
 //! themselves ([`crate::log::Topic::Remap`]), one frame a row, durable before anything of their
 //! epoch is visible: so a replay cuts the input exactly where the live run did.
 //!
-//! # Format, version 1, little-endian
+//! # Which rows count
+//!
+//! A log that several processes can append to may get rows of a writer that should have stopped
+//! (a *zombie*), or of two that both think that they lead. So each row names the *generation* of
+//! its writer, which is greater than any before when a writer begins, and the writer. In the order
+//! of the log a row counts if [`RemapRow::follows`] the last one that counted; all others are
+//! void, for whoever reads and whenever. The order of the log decides, so appending is a
+//! compare-and-append without any transaction: who appended reads on to its own row to learn
+//! whether it counts.
+//!
+//! # Format, version 2, little-endian
 //!
 //! ```text
-//! 0   u8   version = 1
+//! 0   u8   version = 2
 //! 1   u8   reserved = 0
 //! 2   u16  partitions of events     ─┐
 //! 4   u16  partitions of verdicts    │ e, v, m
 //! 6   u16  partitions of metadata   ─┘
 //! 8   u64  epoch
-//! 16  (e + v + m) × { u64 end offset, i64 log time in µs }
+//! 16  u64  generation                  not in version 1: 0
+//! 24  u64  writer                      not in version 1: 0
+//! 32  (e + v + m) × { u64 end offset, i64 log time in µs }       version 1: from 16 on
 //! ```
 
 use crate::{
     feed::EpochTimes,
+    log::Topic,
     time::{Epoch, LogTime},
 };
 
 /// The version of the format above.
-pub const REMAP_VERSION: u16 = 1;
+pub const REMAP_VERSION: u16 = 2;
+
+/// Who closes epochs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writer {
+    /// Greater than that of every writer that began before.
+    pub generation: u64,
+    /// Tells two writers apart that took the same generation at once.
+    pub nonce: u64,
+}
 
 /// How far a partition belongs to an epoch and to those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +60,8 @@ pub struct Upto {
 pub struct RemapRow {
     /// Which; the first is 1, and they follow one another without gaps.
     pub epoch: Epoch,
+    /// Who closed it.
+    pub writer: Writer,
     /// By partition of the events topic.
     pub events: Vec<Upto>,
     /// By partition of the verdicts topic.
@@ -52,10 +76,30 @@ impl RemapRow {
         let none = |n: u16| vec![Upto::default(); n.into()];
         RemapRow {
             epoch: 0,
+            writer: Writer::default(),
             events: none(events),
             verdicts: none(verdicts),
             metadata: none(metadata),
         }
+    }
+
+    /// Whether the row counts, read after `last` which was the last one that did.
+    pub fn follows(&self, last: &RemapRow) -> bool {
+        let (new, old) = (self.writer, last.writer);
+        self.epoch == last.epoch + 1 && (new == old || new.generation > old.generation)
+    }
+
+    /// How far a partition belongs to the epoch. A partition that the row does not know yet belongs
+    /// to later epochs with all that it holds, and is as far as the others.
+    pub fn upto(&self, topic: Topic, partition: u16) -> Upto {
+        let uptos = match topic {
+            Topic::Events => &self.events,
+            Topic::Verdicts => &self.verdicts,
+            Topic::Metadata => &self.metadata,
+            Topic::Remap => &[][..],
+        };
+        let beyond = Upto { offset: 0, log_time: self.frontier() };
+        uptos.get(usize::from(partition)).copied().unwrap_or(beyond)
     }
 
     /// What events and verdicts are complete to: the least log time of their partitions. (Metadata
@@ -91,7 +135,9 @@ impl RemapRow {
             // At most `PARTITIONS_MAX`.
             bytes.extend((part.len() as u16).to_le_bytes());
         }
-        bytes.extend(self.epoch.to_le_bytes());
+        for word in [self.epoch, self.writer.generation, self.writer.nonce] {
+            bytes.extend(word.to_le_bytes());
+        }
         for upto in parts.into_iter().flatten() {
             bytes.extend(upto.offset.to_le_bytes());
             bytes.extend(upto.log_time.0.to_le_bytes());
@@ -107,12 +153,16 @@ impl RemapRow {
         let word = |at: usize| -> Option<[u8; 8]> { bytes.get(at..at + 8)?.try_into().ok() };
         let short = || format!("a remap row of {} bytes is cut short", bytes.len());
         let head = word(0).ok_or_else(short)?;
-        if u16::from(head[0]) != REMAP_VERSION {
-            return Err(format!("a remap row has version {}, known is {REMAP_VERSION}", head[0]));
-        }
+        let number = |at| word(at).map(u64::from_le_bytes).ok_or_else(short);
         let count = |i: usize| usize::from(u16::from_le_bytes([head[i], head[i + 1]]));
-        let epoch = u64::from_le_bytes(word(8).ok_or_else(short)?);
-        let mut at = 16;
+        let epoch = number(8)?;
+        let (writer, mut at) = match head[0] {
+            1 => (Writer::default(), 16),
+            2 => (Writer { generation: number(16)?, nonce: number(24)? }, 32),
+            other => {
+                return Err(format!("a remap row has version {other}, known are 1 and 2"));
+            }
+        };
         let mut part = |n: usize| -> Result<Vec<Upto>, String> {
             let mut uptos = Vec::with_capacity(n);
             for _ in 0..n {
@@ -127,7 +177,7 @@ impl RemapRow {
         if at != bytes.len() {
             return Err(format!("a remap row has {} bytes, not {at}", bytes.len()));
         }
-        Ok(RemapRow { epoch, events, verdicts, metadata })
+        Ok(RemapRow { epoch, writer, events, verdicts, metadata })
     }
 }
 
@@ -139,6 +189,7 @@ mod tests {
     fn encodes_and_refuses_what_it_did_not_write() {
         let mut row = RemapRow::origin(3, 1, 1);
         row.epoch = 7;
+        row.writer = Writer { generation: 3, nonce: u64::MAX };
         row.events[2] = Upto { offset: 9, log_time: LogTime(-5) };
         row.events[0] = Upto { offset: 1, log_time: LogTime(44) };
         let bytes = row.encode();
@@ -147,5 +198,43 @@ mod tests {
             assert!(RemapRow::decode(&bytes[..cut]).is_err(), "{cut}");
         }
         assert_eq!((row.frontier(), row.latest()), (LogTime(-5), LogTime(44)));
+        let unknown = [&[9], &bytes[1..]].concat();
+        let error = RemapRow::decode(&unknown).expect_err("no version of ours");
+        assert!(error.contains("version 9"), "{error}");
+    }
+
+    #[test]
+    fn reads_rows_of_the_first_version() {
+        let mut row = RemapRow::origin(1, 1, 1);
+        row.epoch = 9;
+        row.verdicts[0] = Upto { offset: 4, log_time: LogTime(2) };
+        let bytes = row.encode();
+        let first = [&[1], &bytes[1..16], &bytes[32..]].concat();
+        assert_eq!(RemapRow::decode(&first), Ok(row));
+    }
+
+    #[test]
+    fn the_rows_of_a_writer_that_was_superseded_are_void() {
+        let row = |epoch, generation, nonce| RemapRow {
+            epoch,
+            writer: Writer { generation, nonce },
+            ..RemapRow::origin(1, 1, 1)
+        };
+        let last = row(5, 2, 7);
+        assert!(row(6, 2, 7).follows(&last), "the same writer goes on");
+        assert!(row(6, 3, 1).follows(&last), "a new one begins");
+        assert!(!row(6, 1, 7).follows(&last), "a zombie");
+        assert!(!row(6, 2, 8).follows(&last), "of two that began at once the first one counts");
+        assert!(!row(5, 3, 1).follows(&last), "an epoch that is closed already");
+        assert!(!row(7, 3, 1).follows(&last), "a gap");
+    }
+
+    #[test]
+    fn a_partition_that_is_new_is_as_far_as_the_others() {
+        let mut row = RemapRow::origin(2, 1, 1);
+        let upto = |offset, time| Upto { offset, log_time: LogTime(time) };
+        (row.events, row.verdicts) = (vec![upto(3, 30), upto(4, 20)], vec![upto(1, 40)]);
+        assert_eq!(row.upto(Topic::Events, 1), upto(4, 20));
+        assert_eq!(row.upto(Topic::Events, 2), upto(0, 20));
     }
 }

@@ -28,7 +28,7 @@ use trueup_generator::{
 use trueup_log::{Fsync, Journal, Settings, system_clock};
 use trueup_operators::{
     log::{Append, Log, Topic, append_and_wait},
-    remap::{REMAP_VERSION, RemapRow, Upto},
+    remap::{REMAP_VERSION, RemapRow, Upto, Writer},
     time::{HOUR_US, LogTime, MINUTE_US, SECOND_US},
 };
 use trueup_sinks::ViewSettings;
@@ -88,6 +88,7 @@ impl Recording {
         };
         let row = RemapRow {
             epoch: self.last.epoch + 1,
+            writer: Writer::default(),
             events: ends(Topic::Events, &self.last.events),
             verdicts: ends(Topic::Verdicts, &self.last.verdicts),
             metadata: ends(Topic::Metadata, &self.last.metadata),

@@ -9,7 +9,7 @@ use trueup_generator::{
 use trueup_operators::{
     hash::HashKey,
     log::{Append, Done, End, Frame, Log, LogError, Topic},
-    remap::{RemapRow, Upto},
+    remap::{RemapRow, Upto, Writer},
     time::LogTime,
 };
 
@@ -128,6 +128,7 @@ impl Made {
         };
         let row = RemapRow {
             epoch: self.last.epoch + 1,
+            writer: Writer::default(),
             events: (0..PARTITIONS).map(|p| upto(&self.log, Topic::Events, p)).collect(),
             verdicts: vec![upto(&self.log, Topic::Verdicts, 0)],
             metadata: vec![upto(&self.log, Topic::Metadata, 0)],

@@ -1,7 +1,10 @@
 //! What the comparison says, and what is refused.
 
 use super::*;
-use trueup_operators::{change::Incident, remap::Upto};
+use trueup_operators::{
+    change::Incident,
+    remap::{Upto, Writer},
+};
 
 fn made() -> Made {
     let mut made = Made::new();
@@ -181,13 +184,18 @@ fn what_cannot_be_recomputed_is_refused() {
 
     let mut gap = made();
     let upto = Upto { offset: 1, log_time: LogTime(at(9)) };
-    let row =
-        |epoch, events| RemapRow { epoch, events, verdicts: vec![upto], metadata: vec![upto] };
+    let row = |epoch, events| RemapRow {
+        epoch,
+        writer: Writer::default(),
+        events,
+        verdicts: vec![upto],
+        metadata: vec![upto],
+    };
     gap.remap(row(3, vec![upto; 2]));
     assert!(error(&gap).contains("has epoch 3 where epoch 2 belongs"));
     let mut fewer = made();
     fewer.remap(row(2, vec![upto]));
-    assert!(error(&fewer).contains("the number of partitions is another"));
+    assert!(error(&fewer).contains("partitions are missing"));
     let mut back = made();
     back.remap(row(2, vec![Upto { log_time: LogTime(0), ..upto }; 2]));
     assert!(error(&back).contains("goes back"));
