@@ -6,13 +6,14 @@ use crate::{
     engine::{Engine, EngineSettings, StartError},
     epochs::Cut,
     flow::Job,
+    open_log::OpenLog,
     rows::{Event, Rows},
 };
 use std::{path::Path, sync::Arc, time::Duration};
-use trueup_log::{Journal, system_clock};
+use trueup_log::system_clock;
 use trueup_operators::{
     hash::{self, HashKey},
-    log::{Append, FRAME_RECORDS_MAX, Log, Topic, append_and_wait},
+    log::{Append, FRAME_RECORDS_MAX, Topic, append_and_wait},
     rollup::{RollupSpec, check_rollups},
     symbols::Symbols,
     time::{BucketState, Epoch, EventTime, SECOND_US, format_rfc3339},
@@ -64,11 +65,10 @@ const PAGE_ROWS: usize = 4_096;
 /// # }
 /// ```
 pub struct Host {
-    journal: Arc<Journal>,
+    log: OpenLog,
     symbols: Arc<Symbols>,
     tables: Arc<dyn Tables>,
     engine: Engine,
-    opened: trueup_log::Opened,
     /// How far ahead an event may claim to be; see [`Lateness`].
     ///
     /// [`Lateness`]: trueup_operators::time::Lateness
@@ -173,9 +173,9 @@ impl Host {
         views: ViewSettings,
     ) -> Result<Host, HostError> {
         check(&job.rollups(), N)?;
-        let (journal, opened) = Journal::open(dir, log, system_clock())?;
+        let log = OpenLog::embedded(dir, log)?;
         Decided::new(&engine.lateness, &job.rollups()).hold(dir)?;
-        Host::on(Arc::new(journal), opened, job, engine, views)
+        Host::on(log, job, engine, views)
     }
 
     /// Opens a directory to go through the epochs that it holds, up to one of them or all, next to
@@ -192,14 +192,13 @@ impl Host {
     ) -> Result<Host, HostError> {
         check(&job.rollups(), N)?;
         Decided::new(&engine.lateness, &job.rollups()).check(dir)?;
-        let (journal, opened) = Journal::open_read_only(dir)?;
+        let log = OpenLog::embedded_read_only(dir)?;
         engine.epochs.cut = Cut::Replay { upto };
-        Host::on(Arc::new(journal), opened, job, engine, views)
+        Host::on(log, job, engine, views)
     }
 
     fn on<J: Job<N>, const N: usize>(
-        journal: Arc<Journal>,
-        opened: trueup_log::Opened,
+        log: OpenLog,
         job: J,
         engine: EngineSettings,
         mut views: ViewSettings,
@@ -212,13 +211,13 @@ impl Host {
         let announced = Arc::clone(&views);
         let engine = Engine::start(
             job,
-            Arc::clone(&journal) as Arc<dyn Log>,
+            Arc::clone(log.log()),
             Arc::clone(&symbols),
             engine,
             |worker| [0, 1].map(|stage| Box::new(views.shard(worker * 2 + stage)) as Box<_>),
             move |times| announced.announce(times),
         )?;
-        Ok(Host { journal, symbols, tables: views, engine, opened, future_skew_us_max })
+        Ok(Host { log, symbols, tables: views, engine, future_skew_us_max })
     }
 
     /// Appends events and waits until they are durable. An event that was sent before is a
@@ -230,7 +229,8 @@ impl Host {
     pub fn send<E: Event>(&self, events: &[E]) -> Result<(), HostError> {
         self.check_times(events)?;
         let key = self.key();
-        let partitions = self.journal.partitions(Topic::Events);
+        let log = &**self.log.log();
+        let partitions = log.partitions(Topic::Events);
         let mut parts: Vec<Vec<&E>> = (0..partitions).map(|_| Vec::new()).collect();
         for event in events {
             let partition = hash::partition(&Rows::id_hash(event, &key), partitions);
@@ -248,7 +248,7 @@ impl Host {
                 });
             }
         }
-        append_and_wait(&*self.journal, frames)?;
+        append_and_wait(log, frames)?;
         Ok(())
     }
 
@@ -307,12 +307,12 @@ impl Host {
 
     /// The secret that ids are hashed with.
     pub fn key(&self) -> HashKey {
-        self.journal.identity().hash_key
+        self.log.identity().hash_key
     }
 
     /// The log.
-    pub fn journal(&self) -> &Arc<Journal> {
-        &self.journal
+    pub fn log(&self) -> &OpenLog {
+        &self.log
     }
 
     /// The texts of dimensions.
@@ -328,11 +328,6 @@ impl Host {
     /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
-    }
-
-    /// What opening the log found.
-    pub fn opened(&self) -> &trueup_log::Opened {
-        &self.opened
     }
 
     /// Ends the run; the log has everything.

@@ -25,6 +25,7 @@ pub mod host;
 pub mod ipc;
 pub mod life;
 pub mod node;
+pub mod open_log;
 pub mod remap;
 pub mod rows;
 pub mod server;

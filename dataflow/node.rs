@@ -109,7 +109,7 @@ impl Node {
             config.engine(),
             config.views(),
         )?;
-        let log = Arc::clone(host.journal()) as Arc<dyn Log>;
+        let log = Arc::clone(host.log().log());
         let key = host.key();
         let settings = config.collector();
         let node = Arc::new(Node {
@@ -223,10 +223,14 @@ impl Node {
         .retry_after(60))
     }
 
+    fn log(&self) -> &dyn Log {
+        &**self.host.log().log()
+    }
+
     fn counts(&self) -> Value {
         // The views first: what arrives meanwhile is pending, never missing.
         let counts = self.host.tables().counts().map(|(_, counts)| counts).unwrap_or_default();
-        let ends = self.host.journal().ends(Topic::Events);
+        let ends = self.log().ends(Topic::Events);
         let accepted: u64 = ends.iter().map(|end| end.records).sum();
         let decided: u64 = counts.fates.iter().sum();
         let rejected = self.collector().rejected();
@@ -253,8 +257,8 @@ impl Node {
     fn partitions(&self) -> Value {
         let shown = &self.host.engine().epochs().visible_row();
         let of = |topic: Topic| {
-            let ends = self.host.journal().ends(topic);
-            let first = |partition| self.host.journal().first(topic, partition);
+            let ends = self.log().ends(topic);
+            let first = |partition| self.log().first(topic, partition);
             ends.into_iter()
                 .enumerate()
                 .map(move |(partition, end)| {
@@ -281,7 +285,7 @@ impl Node {
         let sum = |of: fn(&crate::WorkerMemory) -> usize| workers.iter().map(of).sum::<usize>();
         let views = self.host.tables().memory();
         let (ledger_bytes, ledger_events) = (sum(|m| m.ledger_bytes), sum(|m| m.ledger_events));
-        json!({
+        let mut memory = json!({
             "ledgerBytes": ledger_bytes,
             "ledgerEvents": ledger_events,
             "ledgerBytesPerEvent": ledger_bytes as f64 / ledger_events.max(1) as f64,
@@ -294,9 +298,11 @@ impl Node {
             "incidentsBytes": views.incidents_bytes,
             "symbols": self.host.symbols().len(),
             "symbolsBytes": self.host.symbols().bytes(),
-            "logTailBytes": self.host.journal().tail_bytes(),
-            "logWaitingBytes": self.host.journal().waiting_bytes(),
-        })
+        });
+        for (part, bytes) in self.host.log().memory() {
+            memory[part] = bytes;
+        }
+        memory
     }
 
     /// Where an event is and what became of it, from the ledger or from the quarantine.
@@ -463,12 +469,9 @@ impl Runtime for Node {
         let at = self.host.tables().visible();
         let time = |time: Option<LogTime>| time.map(|t| format_rfc3339(t.0));
         let age_s = at.map(|at| (self.now_us() - at.frontier.0).max(0) as f64 / 1e6);
-        let journal = self.host.journal();
-        let log = journal.counts();
-        let opened = self.host.opened();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "installation": journal.identity().installation_hex(),
+            "installation": self.host.log().identity().installation_hex(),
             "epoch": lag.visible,
             "closedEpoch": lag.closed,
             "caughtUp": lag.caught_up,
@@ -483,19 +486,7 @@ impl Runtime for Node {
             "workers": self.config.workers.threads,
             "uptimeSeconds": self.started.elapsed().as_secs_f64(),
             "recoverySeconds": self.recovery.lock().map(|r| r.as_secs_f64()),
-            "log": {
-                "kind": "embedded",
-                "bytesHeld": journal.bytes_held(),
-                "framesAppended": log.frames,
-                "bytesAppended": log.bytes,
-                "syncs": log.syncs,
-                "syncMeanMs": log.sync_us as f64 / 1e3 / log.syncs.max(1) as f64,
-                "syncMaxMs": log.sync_us_max as f64 / 1e3,
-                "groupsFailed": log.groups_failed,
-                "segmentsAtStart": opened.segments,
-                "tornBytesCut": opened.torn.as_ref().map(|torn| torn.bytes),
-                "clockBehindMs": opened.clock_behind_us / 1_000,
-            },
+            "log": self.host.log().status(),
         })
     }
 
@@ -572,7 +563,7 @@ fn gauges(node: &Node) {
     set("trueup_epoch", lag.visible as f64);
     set("trueup_lag_epochs", (lag.closed - lag.visible.min(lag.closed)) as f64);
     set("trueup_lag_bytes", lag.bytes as f64);
-    set("trueup_log_held_bytes", node.host.journal().bytes_held() as f64);
+    set("trueup_log_held_bytes", node.host.log().held_bytes() as f64);
     if let Some(at) = node.host.tables().visible() {
         set("trueup_freshness_seconds", (node.now_us() - at.frontier.0).max(0) as f64 / 1e6);
     }
@@ -591,7 +582,7 @@ fn gauges(node: &Node) {
     metrics::counter!("trueup_retractions_total").absolute(counts.retractions);
     metrics::counter!("trueup_arithmetic_errors_total").absolute(counts.arithmetic_errors);
     metrics::counter!("trueup_folded_sums_total").absolute(counts.folded);
-    metrics::counter!("trueup_log_syncs_total").absolute(node.host.journal().counts().syncs);
+    metrics::counter!("trueup_log_syncs_total").absolute(node.host.log().counts().syncs);
 }
 
 fn not_now(reason: &str) -> Problem {

@@ -136,7 +136,7 @@ pub(super) fn run(bench: &Bench, query: Query, gzip: bool) -> Result<serde_json:
         served.wait_for(events)?;
         let cost = meter.read();
         let is = answer(&**served.running.node.host.tables(), query)?;
-        let log = served.running.node.host.journal().counts();
+        let log = served.running.node.host.log().counts();
         served.end()?;
         if is != expected {
             return Err(format!("{encoding}: the answer is {is:?}, it should be {expected:?}"));

@@ -15,7 +15,7 @@ use crate::{
 };
 use serde_json::json;
 use std::{collections::BTreeMap, time::Duration};
-use trueup_log::{Journal, Repair};
+use trueup_log::{Identity, Journal, Repair};
 use trueup_operators::{
     change::Counts,
     log::{Log, Topic},
@@ -50,7 +50,7 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
     };
     let (journal, _) =
         Journal::open_read_only(&config.data_dir).map_err(|e| Failure::Use(e.to_string()))?;
-    check_installation(installation, &journal, &config)?;
+    check_installation(installation, journal.identity(), &config)?;
     let settings = VerifySettings { lateness: config.lateness(), rollups: config.rollups.clone() };
     let recomputed = verify::recompute(&journal, &settings, Some(served.epoch))
         .map_err(|e| Failure::Use(e.to_string()))?;
@@ -129,10 +129,10 @@ fn shown(remote: &Remote, config: &Config) -> Result<(Served, String), Failure> 
 /// Rows of another installation would differ, and say nothing.
 fn check_installation(
     served: Option<String>,
-    journal: &Journal,
+    identity: &Identity,
     config: &Config,
 ) -> Result<(), Failure> {
-    let own = journal.identity().installation_hex();
+    let own = identity.installation_hex();
     match served.filter(|served| *served != own) {
         None => Ok(()),
         Some(served) => Err(Failure::Use(format!(
@@ -204,7 +204,7 @@ pub fn replay(command: &Replay) -> Result<(), Failure> {
     let remote = Remote::new(url, command.token.as_deref());
     let (served, installation) = shown(&remote, &config)?;
     let host = again(&config, Some(served.epoch))?;
-    check_installation(Some(installation), host.journal(), &config)?;
+    check_installation(Some(installation), host.log().identity(), &config)?;
     let replayed = verify::served(&**host.tables(), None)
         .map_err(|e| Failure::Use(format!("the views cannot be read: {e}")))?;
     let range = touched(command, &host)?;
@@ -252,7 +252,7 @@ fn touched(command: &Replay, host: &Host) -> Result<Range, Failure> {
     if command.from_offset.is_empty() {
         return Ok(range);
     }
-    let log = &**host.journal();
+    let log = &**host.log().log();
     let mut earliest: Option<i64> = None;
     for text in &command.from_offset {
         let wrong = || Failure::Use(format!("`{text}` is no place; write PARTITION:OFFSET"));
