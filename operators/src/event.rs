@@ -100,6 +100,8 @@ pub const DIMENSIONS: [(&str, &str); 9] = [
 
 /// The version that the collector writes and the highest that is understood.
 pub const SCHEMA_VERSION: u16 = 1;
+/// The version of a row that stands for what is no event: never understood.
+pub const BROKEN_VERSION: u16 = 0;
 
 /// Column names of an ad event; the module's table says what each holds.
 #[expect(missing_docs, reason = "the module's table says what each holds")]

@@ -11,7 +11,7 @@ use crate::{
     decode::AdvertiserOf,
     dictionary::{Dictionary, Nulls, strings},
     fields::{
-        COLUMN, CONSENT, DICT_ADVERTISER, DICT_CAMPAIGN, DICT_CONSENT, DICT_CONSENT_STATE,
+        COLUMN, CONSENT, DICT_AD, DICT_ADVERTISER, DICT_CAMPAIGN, DICT_CONSENT, DICT_CONSENT_STATE,
         DICT_FIELDS, DICT_INVALID_REASON, DICTS, Field, FieldSet, HASH_IMPRESSION, HASH_IP,
         HASH_USER, HASHED_FIELDS, HASHES, PLAIN_FIELDS, TEXT_EVENT_ID, TEXT_EXTRA, TEXTS,
         for_each_field,
@@ -28,7 +28,7 @@ use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, Field as Column, Schema};
 use std::sync::Arc;
 use trueup_operators::{
-    event::{SCHEMA_VERSION, columns},
+    event::{BROKEN_VERSION, EventType, SCHEMA_VERSION, columns},
     hash::{Domain, HashKey, IdHash},
     money::PriceBasis,
 };
@@ -228,6 +228,25 @@ impl Batch {
         }
         self.rows = row + 1;
         bytes
+    }
+
+    /// Adds a row for what should have been an event and is none, with what to show of it: a JSON
+    /// object.
+    #[cold]
+    pub(crate) fn push_broken(&mut self, at_us: i64, extra: &[u8]) {
+        let row = self.rows;
+        self.id_hashes.extend_from_slice(&IdHash::default());
+        self.payload_hashes.push(0);
+        self.event_types.push(EventType::Impression as u8);
+        self.occurred_us.push(at_us);
+        self.received_us.push(at_us);
+        self.versions.push(row, BROKEN_VERSION, SCHEMA_VERSION);
+        for required in [DICT_CAMPAIGN, DICT_AD] {
+            self.push_word(row, required, "");
+        }
+        self.texts[TEXT_EVENT_ID].push(row, b"");
+        self.texts[TEXT_EXTRA].push(row, extra);
+        self.rows = row + 1;
     }
 
     #[inline(always)]

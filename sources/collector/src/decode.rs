@@ -86,7 +86,7 @@ pub struct Decoder {
     /// other, so nothing is carried over.
     memos: [Memo; 2],
     arena: Bump,
-    batches: Vec<Batch>,
+    pub(crate) batches: Vec<Batch>,
     text_bytes_max: usize,
 }
 
@@ -172,7 +172,7 @@ impl Decoder {
     }
 
     /// Empty columns, and what events need to get into them.
-    fn intake<'d>(
+    pub(crate) fn intake<'d>(
         &'d mut self,
         rules: &'d Rules<'d>,
         format: Format,
@@ -214,8 +214,8 @@ pub(crate) struct Single {
 pub(crate) struct Intake<'d> {
     key: HashKey,
     checker: &'d mut Checker,
-    batches: &'d mut [Batch],
-    terms: Terms<'d>,
+    pub(crate) batches: &'d mut [Batch],
+    pub(crate) terms: Terms<'d>,
     events_max: usize,
     /// Bytes of text in the batches.
     text_bytes: usize,
@@ -233,23 +233,34 @@ impl<'d> Intake<'d> {
         if self.room() == 0 {
             return Err(too_many_events(self.events_max));
         }
-        match self.checker.check(sent, &self.terms, self.arena) {
-            Ok(checked) => {
-                let at = partition(&checked.id_hash, self.batches.len() as u16);
-                let context = Context {
-                    key: self.key,
-                    advertiser_of: self.advertiser_of,
-                    invalid_reason: self.invalid_reason,
-                };
-                self.text_bytes += self.batches[usize::from(at)].push(sent, &checked, &context);
-                self.out.accepted += 1;
-                if self.text_bytes > self.text_bytes_max {
-                    return Err(too_much_text(self.text_bytes_max));
-                }
-                Ok(())
-            }
+        match self.try_take(sent)? {
+            Ok(()) => Ok(()),
             Err(fault) => self.refuse(sent, fault),
         }
+    }
+
+    /// Checks an event and takes it, or says which rule it breaks.
+    #[inline(always)]
+    pub(crate) fn try_take<'s>(
+        &mut self,
+        sent: &mut Sent<'s>,
+    ) -> Result<Result<(), Fault<'s>>, Problem> {
+        let checked = match self.checker.check(sent, &self.terms, self.arena) {
+            Ok(checked) => checked,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        let at = partition(&checked.id_hash, self.batches.len() as u16);
+        let context = Context {
+            key: self.key,
+            advertiser_of: self.advertiser_of,
+            invalid_reason: self.invalid_reason,
+        };
+        self.text_bytes += self.batches[usize::from(at)].push(sent, &checked, &context);
+        self.out.accepted += 1;
+        if self.text_bytes > self.text_bytes_max {
+            return Err(too_much_text(self.text_bytes_max));
+        }
+        Ok(Ok(()))
     }
 
     /// What is said when there is no room.

@@ -63,6 +63,7 @@ pub(crate) const DICTS: [&str; 16] = [
     columns::INVALID_REASON,
 ];
 pub(crate) const DICT_CAMPAIGN: usize = 0;
+pub(crate) const DICT_AD: usize = 1;
 pub(crate) const DICT_ADVERTISER: usize = 2;
 pub(crate) const DICT_CONSENT: usize = 13;
 pub(crate) const DICT_CONSENT_STATE: usize = 14;
@@ -294,6 +295,7 @@ mod tests {
         }
         assert_eq!(Field::of(b"eventid"), None);
         assert_eq!(DICTS[DICT_CAMPAIGN], "campaign_id");
+        assert_eq!(DICTS[DICT_AD], "ad_id");
         assert_eq!(DICTS[DICT_ADVERTISER], "advertiser_id");
         assert_eq!(DICTS[DICT_CONSENT], columns::CONSENT);
         assert_eq!(DICTS[DICT_CONSENT_STATE], columns::CONSENT_STATE);

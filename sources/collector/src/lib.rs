@@ -10,6 +10,7 @@
 //! | `fields` `fault` `payload` `instant` `consent` `dictionary` | the rules, errors and hashes of an event |
 //! | `body` `inflate` `rate` `idempotency` `pool` `settings` | what keeps it bounded |
 //! | `pixel` `pixel_group` `client` `bots` | clicks and pixels |
+//! | `messages` | events that others wrote to a shared topic |
 //! | `collect` `verdicts` `metadata` `metadata_routes` `router` | the other routes |
 //!
 //! Two promises start here. *Nothing is both acknowledged and lost*: an answer of 202, 302 or a
@@ -33,6 +34,7 @@ mod fields;
 mod idempotency;
 mod inflate;
 mod instant;
+mod messages;
 mod metadata;
 mod metadata_routes;
 mod names;
@@ -54,6 +56,7 @@ mod tests;
 pub use collector::{Clock, Collector, NoPressure, Pressure, StartError};
 pub use decode::{AdvertiserOf, Decoded, Decoder, Format, Rules};
 pub use fault::EventError;
+pub use messages::{Message, MessageDecoder};
 pub use metadata::{Ad, Campaign, Entry, Kind, Metadata, Publisher, Record};
 pub use names::Metric;
 pub use settings::{InvalidSetting, Settings};

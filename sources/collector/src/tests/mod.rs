@@ -10,6 +10,7 @@ mod counters;
 mod fuzz;
 mod http;
 mod memory_log;
+mod messages;
 mod metadata;
 mod oracle;
 mod pixels;

@@ -1,0 +1,128 @@
+//! Events that other producers wrote to a shared topic, one JSON event a message, as the rows of a
+//! frame.
+//!
+//! Row *r* is message *r*, always: a message that is no event must stay where it is, because an
+//! event is found again by its place. It becomes a row of [`BROKEN_VERSION`], which the ledger sets
+//! aside unread, and says in its extra fields what was found and what is wrong with it.
+//!
+//! The same message must give the same row whenever it is read, so nothing here looks at a clock
+//! or at metadata: "now" is the message's log time, and no advertiser is filled in.
+
+use crate::{
+    batch::Batch,
+    decode::{Decoder, Format, Intake, Rules},
+    fault::{Fault, shown},
+    scan::{Memo, Scanner},
+    sent::{Sent, read},
+};
+use arrow_buffer::Buffer;
+use serde_json::json;
+use std::borrow::Cow;
+use trueup_operators::{hash::HashKey, problem::Problem};
+
+/// Bytes of a broken message that are kept to be looked at.
+const SHOWN_BYTES_MAX: usize = 1_024;
+
+/// A message of a shared topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// When the log took it, µs since 1970.
+    pub log_time_us: i64,
+    /// What it holds.
+    pub payload: &'a [u8],
+    /// Why it is no event, if that is known without reading it.
+    pub foreign: Option<&'a str>,
+}
+
+/// Decodes runs of messages. It keeps its memory from run to run, and is for one thread at a time.
+pub struct MessageDecoder {
+    decoder: Decoder,
+    future_skew_us_max: i64,
+}
+
+impl MessageDecoder {
+    /// With the key of the installation's ids, and how far ahead of its log time an event may claim
+    /// to have happened.
+    pub fn new(key: HashKey, future_skew_us_max: i64) -> MessageDecoder {
+        MessageDecoder { decoder: Decoder::new(key, 1), future_skew_us_max }
+    }
+
+    /// The payload of a frame with a row for each message.
+    ///
+    /// # Errors
+    /// When the run holds more text than a frame can. No message is an error, however broken.
+    pub fn frame(&mut self, messages: &[Message<'_>]) -> Result<Buffer, Problem> {
+        let rules = Rules {
+            now_us: 0,
+            future_skew_us_max: self.future_skew_us_max,
+            events_max: messages.len(),
+            publishers: &[],
+            advertiser_of: &|_| None,
+        };
+        let (mut intake, memo) = self.decoder.intake(&rules, Format::Json);
+        for message in messages {
+            row(&mut intake, memo, message)?;
+        }
+        self.decoder.only_frame()
+    }
+}
+
+fn row(intake: &mut Intake<'_>, memo: &mut Memo, message: &Message<'_>) -> Result<(), Problem> {
+    intake.terms.now_us = message.log_time_us;
+    let fault = match message.foreign {
+        Some(reason) => Cow::Borrowed(reason),
+        None => match event(intake, memo, message.payload)? {
+            None => return Ok(()),
+            Some(fault) => fault.into(),
+        },
+    };
+    let text = &message.payload[..message.payload.len().min(SHOWN_BYTES_MAX)];
+    let extra = json!({ "message": String::from_utf8_lossy(text), "fault": fault }).to_string();
+    intake.batches[0].push_broken(message.log_time_us, extra.as_bytes());
+    Ok(())
+}
+
+/// Takes a message as an event, or says why it is none.
+fn event(
+    intake: &mut Intake<'_>,
+    memo: &mut Memo,
+    payload: &[u8],
+) -> Result<Option<String>, Problem> {
+    if let Err(error) = std::str::from_utf8(payload) {
+        let at = error.valid_up_to();
+        return Ok(Some(format!("invalid_utf8: byte {at} of the message begins no character")));
+    }
+    let mut sent = Sent::default();
+    let mut scanner = Scanner::new(payload, intake.arena);
+    if scanner.space() != Some(b'{') {
+        return Ok(Some(said(&Fault::NotAnObject)));
+    }
+    if let Err(syntax) = read(&mut scanner, memo, &mut sent) {
+        return Ok(Some(said(&Fault::BadJson(syntax))));
+    }
+    if scanner.space().is_some() {
+        return Ok(Some("bad_json: there is text after the end of the event".into()));
+    }
+    match intake.try_take(&mut sent)? {
+        Ok(()) => Ok(None),
+        Err(fault) => {
+            let id = sent.text(crate::fields::Field::EventId).map(shown);
+            Ok(Some(id.map_or(said(&fault), |id| format!("{} (eventId {id})", said(&fault)))))
+        }
+    }
+}
+
+fn said(fault: &Fault<'_>) -> String {
+    format!("{}: {}", fault.code(), fault.message())
+}
+
+/// A decoder of messages has one batch.
+impl Decoder {
+    fn only_frame(&mut self) -> Result<Buffer, Problem> {
+        self.only_batch().finish().map_err(|error| crate::collect::mistake(&error))
+    }
+
+    fn only_batch(&mut self) -> &mut Batch {
+        &mut self.batches[0]
+    }
+}

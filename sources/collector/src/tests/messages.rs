@@ -1,0 +1,185 @@
+//! Messages of other producers: what is an event becomes what the same line of a body becomes, and
+//! everything else stays at its place as a row that nobody counts.
+
+use super::{
+    http::KEY,
+    random::{Random, for_seeds},
+    rows::{Row, rows},
+};
+use crate::{Decoder, Format, Message, MessageDecoder, Rules};
+use trueup_operators::{
+    event::{SCHEMA_VERSION, columns},
+    log::Frame,
+    time::LogTime,
+};
+
+const SKEW_US: i64 = 300_000_000;
+const LOG_TIME_US: i64 = 1_790_000_000_000_000;
+const BROKEN: [(&str, &str); 9] = [
+    ("", "not_an_object"),
+    ("   ", "not_an_object"),
+    ("[1,2]", "not_an_object"),
+    ("{", "bad_json"),
+    (r#"{"eventId":"a"} {"eventId":"b"}"#, "bad_json"),
+    (r#"{"eventId":"a","eventType":"view"}"#, ""),
+    (r#"{"eventId":"","eventType":"click"}"#, ""),
+    (
+        r#"{"eventId":"f","eventType":"click","occurredAt":"2099-01-01T00:00:00Z","campaignId":"c","adId":"a"}"#,
+        "",
+    ),
+    ("no json at all", "not_an_object"),
+];
+
+fn frame(payload: arrow_buffer::Buffer, records: usize) -> Frame {
+    Frame {
+        partition: 0,
+        offset: 0,
+        log_time: LogTime(LOG_TIME_US),
+        schema_version: SCHEMA_VERSION,
+        records: records as u32,
+        payload,
+    }
+}
+
+fn good(random: &mut Random, number: usize) -> String {
+    let kind = random.pick(&["click", "impression", "conversion"]);
+    let more = random.pick(&[
+        "",
+        r#","publisherId":"p","country":"US""#,
+        r#","impressionId":"i1","priceMicros":17"#,
+        r#","userId":"u","ip":"10.0.0.1","gdpr":1"#,
+        r#","schemaVersion":7"#,
+        r#","unheardOf":{"a":[1,2]}"#,
+    ]);
+    format!(
+        r#"{{"eventId":"e{number}","eventType":"{kind}","occurredAt":"2026-09-21T12:00:00.{:03}Z","campaignId":"c{}","adId":"a"{more}}}"#,
+        random.below(1000),
+        random.below(3),
+    )
+}
+
+/// What a body of these lines becomes.
+fn of_body(lines: &[String]) -> Vec<Row> {
+    if lines.is_empty() {
+        return Vec::new();
+    }
+    let rules = Rules {
+        now_us: LOG_TIME_US,
+        future_skew_us_max: SKEW_US,
+        events_max: lines.len(),
+        publishers: &[],
+        advertiser_of: &|_| None,
+    };
+    let body = lines.join("\n");
+    let decoded = Decoder::new(KEY, 1).decode(body.as_bytes(), Format::Lines, &rules).unwrap();
+    assert_eq!((decoded.accepted, decoded.rejected), (lines.len(), 0), "{:?}", decoded.errors);
+    rows(&[frame(decoded.frames[0].payload.clone(), lines.len())], 1)
+}
+
+#[test]
+fn every_message_is_the_row_at_its_place() {
+    for_seeds(60, |random| {
+        let mut decoder = MessageDecoder::new(KEY, SKEW_US);
+        for _ in 0..4 {
+            let count = 1 + random.below(40);
+            let mut texts: Vec<(String, Option<&str>)> = Vec::new();
+            for number in 0..count {
+                texts.push(match random.one_in(4) {
+                    true => {
+                        let (text, code) = BROKEN[random.below(BROKEN.len())];
+                        (text.to_owned(), Some(code))
+                    }
+                    false => (good(random, number), None),
+                });
+            }
+            let messages: Vec<Message<'_>> = texts
+                .iter()
+                .map(|(text, _)| Message {
+                    log_time_us: LOG_TIME_US,
+                    payload: text.as_bytes(),
+                    foreign: None,
+                })
+                .collect();
+            let made = rows(&[frame(decoder.frame(&messages).unwrap(), count)], 1);
+            let lines: Vec<String> =
+                texts.iter().filter(|t| t.1.is_none()).map(|t| t.0.clone()).collect();
+            let mut expected = of_body(&lines).into_iter();
+            assert_eq!(made.len(), count);
+            for (row, (text, broken)) in made.into_iter().zip(&texts) {
+                let version = row.get(columns::SCHEMA_VERSION).cloned();
+                if let Some(code) = broken {
+                    assert_eq!(version.as_deref(), Some("0"), "{text}");
+                    let extra: serde_json::Value =
+                        serde_json::from_str(&row[columns::EXTRA]).unwrap();
+                    assert_eq!(extra["message"], **text);
+                    let fault = extra["fault"].as_str().unwrap();
+                    assert!(fault.starts_with(code) && fault.contains(": "), "{fault}");
+                    continue;
+                }
+                let mut expected = expected.next().unwrap();
+                // Filled up where another row has a value; absent means the same.
+                let mut row = row;
+                for (column, default) in [
+                    (columns::SCHEMA_VERSION, "1"),
+                    (columns::PRICE_MICROS, "0"),
+                    (columns::PRICE_BASIS, "0"),
+                ] {
+                    row.entry(column.to_owned()).or_insert(default.to_owned());
+                    expected.entry(column.to_owned()).or_insert(default.to_owned());
+                }
+                assert_eq!(row, expected, "{text}");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_known_to_be_foreign_is_not_read_and_no_bytes_panic() {
+    let mut decoder = MessageDecoder::new(KEY, SKEW_US);
+    let long = [b'x'; 5_000];
+    let message = |payload, foreign| Message { log_time_us: LOG_TIME_US, payload, foreign };
+    let messages = [
+        message(&b"\xff\xfe"[..], None),
+        message(&long, Some("it has 99 bytes, the limit is 9")),
+        message(&b"{\"eventId\":\"\xed\xa0\x80\"}"[..], None),
+    ];
+    let made = rows(&[frame(decoder.frame(&messages).unwrap(), 3)], 1);
+    let fault = |row: usize| {
+        let extra: serde_json::Value = serde_json::from_str(&made[row][columns::EXTRA]).unwrap();
+        (extra["fault"].as_str().unwrap().to_owned(), extra["message"].as_str().unwrap().len())
+    };
+    assert!(fault(0).0.starts_with("invalid_utf8: byte 0"));
+    assert_eq!(fault(1), ("it has 99 bytes, the limit is 9".to_owned(), 1_024));
+    assert!(fault(2).0.starts_with("invalid_utf8: byte 12"));
+    assert!(made.iter().all(|row| row[columns::SCHEMA_VERSION] == "0"));
+}
+
+#[test]
+fn the_future_is_reckoned_from_the_log_time_of_each_message() {
+    let mut decoder = MessageDecoder::new(KEY, SKEW_US);
+    let text = |at: &str| {
+        format!(
+            r#"{{"eventId":"e","eventType":"click","occurredAt":"{at}","campaignId":"c","adId":"a"}}"#
+        )
+    };
+    // 2026-09-21T14:13:20Z is the log time of the first.
+    let (early, late) = (text("2026-09-21T14:18:19Z"), text("2026-09-21T14:18:21Z"));
+    let log_time_us = 1_790_000_000_000_000;
+    let message = |text: &str, log_time_us| (text.to_owned(), log_time_us);
+    let all = [
+        message(&early, log_time_us),
+        message(&late, log_time_us),
+        message(&late, log_time_us + 1_000_000),
+    ];
+    let messages: Vec<Message<'_>> = all
+        .iter()
+        .map(|(text, log_time_us)| Message {
+            log_time_us: *log_time_us,
+            payload: text.as_bytes(),
+            foreign: None,
+        })
+        .collect();
+    let made = rows(&[frame(decoder.frame(&messages).unwrap(), 3)], 1);
+    let broken: Vec<bool> = made.iter().map(|row| row[columns::SCHEMA_VERSION] == "0").collect();
+    assert_eq!(broken, [false, true, false]);
+}
