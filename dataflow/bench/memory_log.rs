@@ -44,10 +44,9 @@ impl MemoryLog {
     }
 
     fn add(&mut self, append: Append, log_time: LogTime) {
-        let Append { topic, partition, schema_version, records, payload } = append;
-        self.bytes += payload.len() as u64;
-        let offset = self.end(topic, partition);
-        let frame = Frame { partition, offset, log_time, schema_version, records, payload };
+        let (topic, partition) = (append.topic, append.partition);
+        self.bytes += append.payload.len() as u64;
+        let frame = append.into_frame(self.end(topic, partition), log_time);
         self.frames.entry((topic, partition)).or_default().push(frame);
     }
 

@@ -1,10 +1,17 @@
 //! What every log is: topics of partitions of *frames*, each appended once, durable before it is
-//! acknowledged, read by offset and by time. The embedded log (`sources/log`) and Kafka are two
-//! implementations, held to the same tests.
+//! acknowledged, read by offset and by time. The embedded log (`sources/log`) and Kafka
+//! (`sources/kafka`) are two implementations, held to the same tests (`contract`).
+//!
+//! Offsets ascend within a partition. The embedded log's have no gaps; Kafka's may (a transaction's
+//! marker takes an offset and is no frame), so whoever reads goes on from [`Frame::next`], and an
+//! answer without frames says that there are none in the range.
 //!
 //! A frame is the unit of everything: of an append, of a CRC, of an offset, of a log time. It
 //! holds a batch of records (an Arrow IPC stream of up to [`FRAME_RECORDS_MAX`] events, or a JSON
 //! array of verdicts or of metadata).
+
+#[cfg(feature = "contract-tests")]
+pub mod contract;
 
 use crate::time::LogTime;
 use arrow_buffer::Buffer;
@@ -50,8 +57,11 @@ impl Topic {
 pub struct Frame {
     /// The partition of its topic.
     pub partition: u16,
-    /// Its number in the partition, from 0, without gaps.
+    /// Its number in the partition; ascends.
     pub offset: u64,
+    /// The offset after it, from which reading goes on: `offset + 1`, or more where a frame was
+    /// put together from many small messages ([`Log::place`]).
+    pub next: u64,
     /// When the log took it; never decreases within a partition.
     pub log_time: LogTime,
     /// The version of the payload's schema.
@@ -60,6 +70,61 @@ pub struct Frame {
     pub records: u32,
     /// The records; its memory is aligned to 64 bytes, so Arrow reads it in place.
     pub payload: Buffer,
+    /// Why it is none of ours, if it is none. It then counts as one record, which belongs in the
+    /// quarantine; its payload is what was found, cut to [`FOREIGN_BYTES_MAX`], and its schema
+    /// version is 0. The embedded log has none: it appends what it was given.
+    pub foreign: Option<Foreign>,
+}
+
+/// The most bytes that are kept of a foreign message.
+pub const FOREIGN_BYTES_MAX: usize = 64 << 10;
+
+/// Why a message in a shared topic is none of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Foreign {
+    /// It has no header that says which schema its payload has.
+    #[error("it has no header `{name}`")]
+    NoHeader {
+        /// The header's name.
+        name: &'static str,
+    },
+    /// A header does not say what it should.
+    #[error("its header `{name}` is `{value}`, which is no number from {min} to {max}")]
+    BadHeader {
+        /// The header's name.
+        name: &'static str,
+        /// What it says, cut to some characters.
+        value: String,
+        /// The least that it may say.
+        min: u32,
+        /// The most that it may say.
+        max: u32,
+    },
+    /// Its payload has a schema that this program does not know.
+    #[error("its schema has version {version}, the newest known is {known}")]
+    UnknownSchema {
+        /// The schema's version.
+        version: u16,
+        /// The newest one known.
+        known: u16,
+    },
+    /// It has no payload.
+    #[error("it has no payload")]
+    NoPayload,
+    /// It is larger than a frame may be.
+    #[error("it has {bytes} bytes, the limit is {limit_bytes}")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// Its payload cannot be decoded. (The log does not decode; whoever does says so.)
+    #[error("it cannot be decoded: {reason}")]
+    Undecodable {
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// A batch of records to append.
@@ -77,6 +142,22 @@ pub struct Append {
     pub payload: Buffer,
 }
 
+impl Append {
+    /// The frame that it is once the log has taken it.
+    pub fn into_frame(self, offset: u64, log_time: LogTime) -> Frame {
+        Frame {
+            partition: self.partition,
+            offset,
+            next: offset + 1,
+            log_time,
+            schema_version: self.schema_version,
+            records: self.records,
+            payload: self.payload,
+            foreign: None,
+        }
+    }
+}
+
 /// How far a partition is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
@@ -85,9 +166,10 @@ pub struct End {
     /// Every frame at or after `offset` has, or will get, a log time of at least this. For a
     /// partition with nothing under way that is the time of asking.
     pub complete_to: LogTime,
-    /// Bytes of all durable frames that are still held, headers included.
+    /// Bytes of all durable frames that are still held, headers included; of Kafka an estimate.
     pub bytes: u64,
-    /// Records in all durable frames since the partition began, deleted ones included.
+    /// Records in all durable frames since the partition began, deleted ones included; of Kafka
+    /// an estimate, where it was not read from its beginning.
     pub records: u64,
 }
 
@@ -174,10 +256,13 @@ pub trait Log: Send + Sync + 'static {
     /// The first offset that a partition still holds.
     fn first(&self, topic: Topic, partition: u16) -> u64;
 
-    /// Frames `from..to` of a partition, in order, as many as fit in `bytes_max` but at least one.
+    /// Frames `from..to` of a partition, in order, as many as fit in `bytes_max` but at least one;
+    /// none only when the range holds none, which is then certain. May wait for frames to arrive
+    /// from another machine.
     ///
     /// # Errors
-    /// `OutOfRange` unless first ≤ from < to ≤ end; `Corrupt` when a frame is damaged.
+    /// `OutOfRange` unless first ≤ from < to ≤ end; `Corrupt` when a frame is damaged;
+    /// `Unavailable` when they did not arrive in time.
     fn read(
         &self,
         topic: Topic,
@@ -192,6 +277,13 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// When the log cannot be read.
     fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError>;
+
+    /// Where one record is read back from, given the frame that it was first read in and its row:
+    /// the offset to read and the row of the frame that begins there. The same, unless frames are
+    /// put together from messages, which are read back one by one.
+    fn place(&self, _topic: Topic, offset: u64, row: u16) -> (u64, u16) {
+        (offset, row)
+    }
 }
 
 /// Appends and waits. Not for async code.

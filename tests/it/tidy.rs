@@ -13,9 +13,10 @@ const LINES_MAX: usize = 700;
 
 /// Which of the workspace's crates a crate may name in its manifest. Imports run downward only:
 /// dataflow → queries → sinks → operators; dataflow → sources → operators.
-const MAY_IMPORT: [(&str, &[&str]); 6] = [
+const MAY_IMPORT: [(&str, &[&str]); 7] = [
     ("operators", &[]),
     ("sources/log", &["trueup-operators"]),
+    ("sources/kafka", &["trueup-operators", "trueup-log"]),
     ("sources/collector", &["trueup-operators"]),
     ("sources/generator", &["trueup-operators"]),
     ("sinks", &["trueup-operators"]),

@@ -26,14 +26,7 @@ pub(super) struct MemoryLog {
 impl MemoryLog {
     fn push(&mut self, append: Append, log_time: i64) {
         let frames = self.frames.entry((append.topic, append.partition)).or_default();
-        frames.push(Frame {
-            partition: append.partition,
-            offset: frames.len() as u64,
-            log_time: LogTime(log_time),
-            schema_version: append.schema_version,
-            records: append.records,
-            payload: append.payload,
-        });
+        frames.push(append.into_frame(frames.len() as u64, LogTime(log_time)));
     }
 
     fn end(&self, topic: Topic, partition: u16) -> u64 {

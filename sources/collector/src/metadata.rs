@@ -150,12 +150,8 @@ impl Metadata {
         let end = log.ends(Topic::Metadata).first().map_or(0, |end| end.offset);
         while offset < end {
             let frames = log.read(Topic::Metadata, 0, offset, end, READ_BYTES)?;
-            let Some(last) = frames.last() else {
-                return Err(StartError::Log(LogError::Unavailable {
-                    reason: format!("reading metadata from offset {offset} gave nothing"),
-                }));
-            };
-            offset = last.offset + 1;
+            // None: the rest of the range is a gap.
+            offset = frames.last().map_or(end, |last| last.next);
             for frame in &frames {
                 metadata.apply_frame(frame)?;
             }
@@ -164,11 +160,16 @@ impl Metadata {
     }
 
     fn apply_frame(&self, frame: &Frame) -> Result<(), StartError> {
+        if let Some(reason) = &frame.foreign {
+            let offset = frame.offset;
+            tracing::warn!(offset, %reason, "a message in the metadata topic is none of ours");
+            return Ok(());
+        }
         let records: Vec<Record> = serde_json::from_slice(&frame.payload).map_err(|error| {
             StartError::Metadata { offset: frame.offset, reason: error.to_string() }
         })?;
         for record in records {
-            self.apply(record, frame.offset + 1);
+            self.apply(record, frame.next);
         }
         Ok(())
     }

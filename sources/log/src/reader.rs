@@ -113,10 +113,12 @@ impl Reader {
         Ok(Frame {
             partition: of.1,
             offset: header.offset,
+            next: header.offset + 1,
             log_time: header.log_time,
             schema_version: header.schema_version,
             records: header.records,
             payload,
+            foreign: None,
         })
     }
 

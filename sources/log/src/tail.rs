@@ -78,10 +78,12 @@ mod tests {
         Frame {
             partition: 0,
             offset,
+            next: offset + 1,
             log_time: LogTime(0),
             schema_version: 1,
             records: 1,
             payload: Buffer::from_vec(vec![offset as u8; 1_000]),
+            foreign: None,
         }
     }
 

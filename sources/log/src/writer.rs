@@ -363,14 +363,7 @@ impl Drop for Writer {
 const NOWHERE: Appended = Appended { offset: u64::MAX, log_time: LogTime(0) };
 
 fn frame_of(append: &Append, offset: u64, log_time: LogTime) -> Frame {
-    Frame {
-        partition: append.partition,
-        offset,
-        log_time,
-        schema_version: append.schema_version,
-        records: append.records,
-        payload: append.payload.clone(),
-    }
+    append.clone().into_frame(offset, log_time)
 }
 
 fn refuse(requests: Vec<Request>, error: &LogError) {

@@ -56,14 +56,7 @@ async fn frames_from_numbers_are_those_from_json_and_from_arrow() {
     let frames: Vec<Frame> = ads1
         .frames(0..EVENTS, &layout, shift_ms)
         .into_iter()
-        .map(|append| Frame {
-            partition: append.partition,
-            offset: 0,
-            log_time: LogTime(NOW_US),
-            schema_version: append.schema_version,
-            records: append.records,
-            payload: append.payload,
-        })
+        .map(|append| append.into_frame(0, LogTime(NOW_US)))
         .collect();
     let wanted = comparable(&frames);
     assert_eq!(wanted.values().map(Vec::len).sum::<usize>() as u64, EVENTS);

@@ -78,15 +78,7 @@ impl MemoryLog {
                 let same =
                     |f: &&(Topic, Frame)| f.0 == append.topic && f.1.partition == append.partition;
                 let offset = state.frames.iter().filter(same).count() as u64;
-                let frame = Frame {
-                    partition: append.partition,
-                    offset,
-                    log_time,
-                    schema_version: append.schema_version,
-                    records: append.records,
-                    payload: append.payload,
-                };
-                state.frames.push((append.topic, frame));
+                state.frames.push((append.topic, append.into_frame(offset, log_time)));
                 Appended { offset, log_time }
             })
             .collect()

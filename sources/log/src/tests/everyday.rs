@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{Fsync, Repair, Retention, check, intake::Work, system_clock};
-use trueup_operators::log::append_and_wait;
+use trueup_operators::log::{append_and_wait, contract};
 
 fn open(dir: &Path, settings: Settings) -> (Journal, Opened) {
     Journal::open(dir, settings, system_clock()).unwrap()
@@ -55,6 +55,17 @@ fn what_was_appended_is_read_from_memory_and_from_disk_and_after_reopening() {
     let at = append_and_wait(&journal, vec![event(1, b"more")]).unwrap();
     assert_eq!(at[0].offset, 50);
     assert_eq!(all(&journal, Topic::Events, 1)[50].payload.as_slice(), b"more");
+}
+
+#[test]
+fn the_journal_is_a_log_as_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path(), small());
+    contract::holds(&journal);
+    drop(journal);
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(dir.path(), Settings { tail_bytes_max: 0, ..small() });
+    contract::holds(&journal);
 }
 
 #[test]

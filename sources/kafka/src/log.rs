@@ -1,0 +1,312 @@
+//! Kafka as the log.
+
+use crate::{
+    clients::{Traced, common},
+    ends::{Ends, Seen},
+    json::JsonEvents,
+    outbox::Outbox,
+    reader::{Answer, Range, Reader},
+    settings::{Clock, Encoding, KafkaSettings, invalid, ms, unavailable},
+    topics::Topics,
+};
+use parking_lot::{Condvar, Mutex};
+use rdkafka::{
+    TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, CommitMode, Consumer},
+    topic_partition_list::Offset,
+};
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use trueup_operators::{
+    log::{Append, Done, End, Frame, Log, LogError, Topic},
+    time::LogTime,
+};
+
+/// How often the consumers' side events are heard.
+const TURN_MS: u64 = 50;
+
+/// Kafka as the log. Dropping it lets what is under way be delivered.
+pub struct KafkaLog {
+    shared: Arc<Shared>,
+    attendant: Option<JoinHandle<()>>,
+    /// The consumer that publishes offsets, and its group.
+    publisher: Mutex<Option<(String, BaseConsumer<Traced>)>>,
+}
+
+struct Shared {
+    outbox: Outbox,
+    settings: KafkaSettings,
+    clock: Clock,
+    topics: Arc<Topics>,
+    ends: Arc<Ends>,
+    reader: Reader,
+    stopped: Mutex<bool>,
+    stop: Condvar,
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let settings = &self.shared.settings;
+        f.debug_struct("KafkaLog").field("brokers", &settings.brokers).finish_non_exhaustive()
+    }
+}
+
+impl KafkaLog {
+    /// Reaches the cluster, looks at the topics, and creates those that are missing if
+    /// [`KafkaSettings::create`] says so. `json` is needed when events are one a message.
+    ///
+    /// # Errors
+    /// `Invalid` for settings that cannot be and for topics that cannot serve; `Unavailable` when
+    /// the cluster does not answer within `open_timeout_ms`.
+    pub fn open(
+        settings: KafkaSettings,
+        clock: Clock,
+        json: Option<Arc<dyn JsonEvents>>,
+    ) -> Result<KafkaLog, LogError> {
+        settings.check()?;
+        if settings.encoding == Encoding::Json && json.is_none() {
+            let reason = "encoding is \"json\", and nothing encodes events as JSON";
+            return Err(invalid(reason.into()));
+        }
+        let reader = Reader::open(&settings, json.clone())?;
+        let topics = Arc::new(Topics::open(&settings, &reader.back)?);
+        let ends = Arc::new(Ends::new());
+        let outbox = Outbox::open(&settings, Arc::clone(&topics), Arc::clone(&ends), json)?;
+        let (stopped, stop) = (Mutex::new(false), Condvar::new());
+        let shared =
+            Arc::new(Shared { outbox, settings, clock, topics, ends, reader, stopped, stop });
+        let ours = Arc::clone(&shared);
+        let attendant = std::thread::Builder::new()
+            .name("kafka-attendant".into())
+            .spawn(move || ours.attend())
+            .map_err(|error| unavailable(format!("a thread cannot start: {error}")))?;
+        Ok(KafkaLog { shared, attendant: Some(attendant), publisher: Mutex::new(None) })
+    }
+
+    /// How the cluster is used.
+    pub fn settings(&self) -> &KafkaSettings {
+        &self.shared.settings
+    }
+
+    /// Bytes of appends that have no answer yet.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.shared.outbox.waiting_bytes()
+    }
+
+    /// Whether frames could be appended at all: partitions and sizes.
+    ///
+    /// # Errors
+    /// `Invalid`, which names the limit and the value.
+    pub fn check(&self, frames: &[Append]) -> Result<(), LogError> {
+        self.shared.outbox.check(frames)
+    }
+
+    /// Whether a broker answers right now.
+    pub fn answers(&self) -> bool {
+        let Shared { settings, reader, .. } = &*self.shared;
+        let (name, timeout) = (settings.topic(Topic::Events), ms(settings.ends_timeout_ms));
+        reader.back.fetch_metadata(Some(name), timeout).is_ok()
+    }
+
+    /// Publishes how far a group is, for tools that show lag. Nothing ever reads these offsets
+    /// back: where a run goes on is what its remap rows say. Does not wait; what the cluster does
+    /// not take is traced.
+    ///
+    /// # Errors
+    /// `Unavailable` when the group's client cannot be made.
+    pub fn publish_offsets(
+        &self,
+        group: &str,
+        offsets: &[(Topic, u16, u64)],
+    ) -> Result<(), LogError> {
+        let failed = |error| unavailable(format!("offsets of {group} are not published: {error}"));
+        let settings = &self.shared.settings;
+        let mut places = TopicPartitionList::with_capacity(offsets.len());
+        for &(topic, partition, offset) in offsets {
+            let offset = Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
+            places
+                .add_partition_offset(settings.topic(topic), partition.into(), offset)
+                .map_err(failed)?;
+        }
+        let mut publisher = self.publisher.lock();
+        if publisher.as_ref().is_none_or(|(known, _)| known != group) {
+            let mut config = common(settings);
+            config.set("group.id", group).set("enable.auto.commit", "false");
+            let made = BaseConsumer::from_config_and_context(&config, Traced).map_err(failed)?;
+            *publisher = Some((group.to_owned(), made));
+        }
+        if let Some((_, consumer)) = &*publisher {
+            consumer.commit(&places, CommitMode::Async).map_err(failed)?;
+            // Hears how earlier ones went.
+            drop(consumer.poll(Duration::ZERO));
+        }
+        Ok(())
+    }
+
+    fn check_range(&self, range: Range) -> Result<(), LogError> {
+        let Range { topic, partition, from, to, .. } = range;
+        self.shared.topics.check(topic, partition)?;
+        let mut end = self.shared.ends.known_end(topic, partition);
+        if to > end {
+            let ends = self.ends(topic);
+            end = ends.get(usize::from(partition)).map_or(0, |end| end.offset);
+        }
+        if from >= to || from >= end {
+            return Err(self.out_of_range(range, from));
+        }
+        if to > end {
+            return Err(self.out_of_range(range, to));
+        }
+        Ok(())
+    }
+
+    fn out_of_range(&self, range: Range, offset: u64) -> LogError {
+        let Range { topic, partition, .. } = range;
+        LogError::OutOfRange {
+            topic,
+            partition,
+            offset,
+            first: self.first(topic, partition),
+            end: self.shared.ends.known_end(topic, partition),
+        }
+    }
+
+    fn note_read(&self, range: Range, frames: &[Frame]) {
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return };
+        let seen = Seen {
+            offsets: last.next - first.offset,
+            records: frames.iter().map(|frame| u64::from(frame.records)).sum(),
+            bytes: frames.iter().map(|frame| frame.payload.len() as u64).sum(),
+        };
+        self.shared.ends.note_seen(range.topic, range.partition, seen);
+    }
+}
+
+impl Log for KafkaLog {
+    fn partitions(&self, topic: Topic) -> u16 {
+        self.shared.topics.partitions(topic)
+    }
+
+    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
+        self.shared.outbox.append(frames, done)
+    }
+
+    /// The ends are those that were known at `complete_to`; they stand while no broker answers.
+    /// `bytes` and `records` are estimates: what this process has seen of the partition, scaled to
+    /// all of it.
+    fn ends(&self, topic: Topic) -> Vec<End> {
+        let Shared { settings, clock, topics, ends, reader, .. } = &*self.shared;
+        ends.ends(topic, settings, topics, (&reader.back, clock))
+    }
+
+    fn first(&self, topic: Topic, partition: u16) -> u64 {
+        let Shared { settings, topics, ends, reader, .. } = &*self.shared;
+        ends.first(topic, partition, settings, topics, &reader.back)
+    }
+
+    fn read(
+        &self,
+        topic: Topic,
+        partition: u16,
+        from: u64,
+        to: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<Frame>, LogError> {
+        let range = Range { topic, partition, from, to, bytes_max };
+        self.check_range(range)?;
+        match self.shared.reader.read(&self.shared.settings, range)? {
+            Answer::Frames(frames) => {
+                self.note_read(range, &frames);
+                Ok(frames)
+            }
+            Answer::Gone => {
+                self.shared.ends.forget_first(topic);
+                Err(self.out_of_range(range, from))
+            }
+        }
+    }
+
+    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
+        self.shared.topics.check(topic, partition)?;
+        let settings = &self.shared.settings;
+        let name = settings.topic(topic);
+        let failed = |error| unavailable(format!("{name} does not say what was when: {error}"));
+        // The first whole millisecond that is not before it; negative ones have other meanings.
+        let time_ms = (time.0.max(0).saturating_add(999)) / 1_000;
+        let mut wanted = TopicPartitionList::with_capacity(1);
+        wanted
+            .add_partition_offset(name, partition.into(), Offset::Offset(time_ms))
+            .map_err(failed)?;
+        let timeout = ms(settings.read_timeout_ms);
+        let found = self.shared.reader.back.offsets_for_times(wanted, timeout).map_err(failed)?;
+        let places = found.elements();
+        let place = places.first();
+        place.map_or(Ok(()), |place| place.error()).map_err(failed)?;
+        match place.map(|place| place.offset()) {
+            Some(Offset::Offset(offset)) => Ok(offset.max(0) as u64),
+            _ => {
+                let end = self.ends(topic).get(usize::from(partition)).map(|end| end.offset);
+                Ok(end.unwrap_or(0))
+            }
+        }
+    }
+
+    /// Of events that are one a message, each is read back alone.
+    fn place(&self, topic: Topic, offset: u64, row: u16) -> (u64, u16) {
+        match self.shared.settings.encoding(topic) {
+            Encoding::Batch => (offset, row),
+            Encoding::Json => (offset + u64::from(row), 0),
+        }
+    }
+}
+
+impl Shared {
+    /// Hears what consumers tell besides messages, and looks for new partitions.
+    fn attend(&self) {
+        let mut refreshed = Instant::now();
+        loop {
+            {
+                let mut stopped = self.stopped.lock();
+                if !*stopped {
+                    self.stop.wait_for(&mut stopped, ms(TURN_MS));
+                }
+                if *stopped {
+                    return;
+                }
+            }
+            for consumer in [&self.reader.live, &self.reader.back] {
+                // Messages come by the partitions' own queues. Those that were fetched before a
+                // partition had one come here, and again by its queue.
+                while consumer.poll(Duration::ZERO).is_some() {}
+            }
+            if refreshed.elapsed() >= ms(self.settings.metadata_refresh_ms) {
+                self.refresh();
+                refreshed = Instant::now();
+            }
+        }
+    }
+
+    fn refresh(&self) {
+        let timeout = ms(self.settings.ends_timeout_ms);
+        let consumers = [&self.reader.back, &self.reader.live];
+        let known = consumers.into_iter().map(|client| client.fetch_metadata(None, timeout));
+        // Lazily: while the cluster is away, one does not answer and the others are not asked.
+        let producer = std::iter::once_with(|| self.outbox.metadata(timeout));
+        self.topics.refresh(&self.settings, known.chain(producer));
+    }
+}
+
+impl Drop for KafkaLog {
+    fn drop(&mut self) {
+        *self.shared.stopped.lock() = true;
+        self.shared.stop.notify_all();
+        let Some(attendant) = self.attendant.take() else { return };
+        if attendant.join().is_err() {
+            tracing::error!("the thread that attends to consumers panicked");
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Reading: ranges of frames, out of two consumers.
+//!
+//! Each partition has two cursors. The *live* one is read from one end to the other and fetches far
+//! ahead in the background; the *back* one fetches little and serves what stands elsewhere: an old
+//! frame whose event is retracted, a tool that looks around. So a read-back never throws away what
+//! the live one has ready. A reader that goes on for a while at the back, while the live cursor
+//! rests, is the live one of a new run, and takes it over.
+//!
+//! Readers of different partitions do not wait for each other.
+
+use crate::{
+    clients::{Traced, consumer},
+    cursor::{Cursor, Step},
+    headers,
+    json::{Body, JsonEvents, Row},
+    queue::Message,
+    settings::{Encoding, KafkaSettings, RUN_MESSAGES, ms, unavailable},
+};
+use arrow_buffer::{Buffer, MutableBuffer};
+use parking_lot::{Mutex, MutexGuard};
+use rdkafka::{config::FromClientConfigAndContext, consumer::BaseConsumer};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use trueup_operators::{
+    log::{FOREIGN_BYTES_MAX, Foreign, Frame, LogError, Topic},
+    time::LogTime,
+};
+
+/// Reads at the back that must follow each other before they take over a live cursor that rests.
+const RUN_TO_TAKE_OVER: u32 = 16;
+
+/// The two cursors of a partition.
+struct Cursors {
+    live: Mutex<Cursor>,
+    back: Mutex<Cursor>,
+}
+
+/// Both consumers, and the cursors of all partitions that were read.
+pub(crate) struct Reader {
+    cursors: Mutex<HashMap<(Topic, u16), Arc<Cursors>>>,
+    pub(crate) live: Arc<BaseConsumer<Traced>>,
+    pub(crate) back: Arc<BaseConsumer<Traced>>,
+    json: Option<Arc<dyn JsonEvents>>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Range {
+    pub(crate) topic: Topic,
+    pub(crate) partition: u16,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) bytes_max: usize,
+}
+
+/// What came of it.
+pub(crate) enum Answer {
+    Frames(Vec<Frame>),
+    /// What was asked for is not held any more.
+    Gone,
+}
+
+/// Messages of a run, copied one behind the other.
+#[derive(Default)]
+struct Run {
+    bytes: Vec<u8>,
+    /// By row: until where its message goes, or what it is instead.
+    rows: Vec<(LogTime, Result<usize, Option<Foreign>>)>,
+    messages: usize,
+    log_time: LogTime,
+}
+
+impl Reader {
+    pub(crate) fn open(
+        settings: &KafkaSettings,
+        json: Option<Arc<dyn JsonEvents>>,
+    ) -> Result<Reader, LogError> {
+        let open = |group: &str, ahead_bytes: usize| {
+            let config = consumer(settings, group, ahead_bytes);
+            BaseConsumer::from_config_and_context(&config, Traced)
+                .map(Arc::new)
+                .map_err(|error| unavailable(format!("Kafka's consumer cannot be made: {error}")))
+        };
+        Ok(Reader {
+            cursors: Mutex::default(),
+            live: open("trueup-live", settings.prefetch_bytes_max)?,
+            back: open("trueup-back", settings.readback_bytes_max)?,
+            json,
+        })
+    }
+
+    /// Reads a range that is known to be there.
+    pub(crate) fn read(&self, settings: &KafkaSettings, range: Range) -> Result<Answer, LogError> {
+        let cursors = self.cursors(settings, range.topic, range.partition);
+        let deadline = Instant::now() + ms(settings.read_timeout_ms);
+        let idle = ms(settings.idle_after_ms);
+        let mut cursor = cursors.choose(range.from, idle);
+        cursor.go(range.from, deadline)?;
+        match settings.encoding(range.topic) {
+            Encoding::Batch => self.batches(&mut cursor, settings, range, deadline),
+            Encoding::Json => self.runs(&mut cursor, settings, range, deadline),
+        }
+    }
+
+    fn cursors(&self, settings: &KafkaSettings, topic: Topic, partition: u16) -> Arc<Cursors> {
+        let mut cursors = self.cursors.lock();
+        let new = || {
+            let name = settings.topic(topic);
+            Arc::new(Cursors {
+                live: Mutex::new(Cursor::new(&self.live, name, partition)),
+                back: Mutex::new(Cursor::new(&self.back, name, partition)),
+            })
+        };
+        Arc::clone(cursors.entry((topic, partition)).or_insert_with(new))
+    }
+
+    fn batches(
+        &self,
+        cursor: &mut Cursor,
+        settings: &KafkaSettings,
+        range: Range,
+        deadline: Instant,
+    ) -> Result<Answer, LogError> {
+        let mut frames: Vec<Frame> = Vec::new();
+        let mut bytes = 0_usize;
+        loop {
+            let wait = if frames.is_empty() { left(deadline) } else { Duration::ZERO };
+            match cursor.step(range.to, wait)? {
+                Step::Message(message, log_time) => {
+                    bytes = bytes.saturating_add(message.payload().map_or(0, <[u8]>::len));
+                    if bytes > range.bytes_max && !frames.is_empty() {
+                        cursor.put_back(message);
+                        break;
+                    }
+                    frames.push(frame(&message, log_time, settings, range));
+                }
+                Step::Nothing => break,
+                Step::Gone => return Ok(Answer::Gone),
+                Step::Waiting if !frames.is_empty() => break,
+                Step::Waiting => in_time(deadline, settings, range)?,
+            }
+        }
+        Ok(Answer::Frames(frames))
+    }
+
+    fn runs(
+        &self,
+        cursor: &mut Cursor,
+        settings: &KafkaSettings,
+        range: Range,
+        deadline: Instant,
+    ) -> Result<Answer, LogError> {
+        let json = self.json.as_ref().ok_or_else(|| unavailable("there is no decoder".into()))?;
+        let mut frames: Vec<Frame> = Vec::new();
+        let (mut bytes, mut largest, mut from) = (0_usize, 0_usize, range.from);
+        while from < range.to && (frames.is_empty() || bytes + largest <= range.bytes_max) {
+            let to = range.to.min((from / RUN_MESSAGES + 1) * RUN_MESSAGES);
+            let Some(run) = run(cursor, settings, Range { from, to, ..range }, deadline)? else {
+                return Ok(Answer::Gone);
+            };
+            // A run without any message is a gap.
+            if run.messages > 0 {
+                let encoded = json.to_frame(&run.rows())?;
+                bytes = bytes.saturating_add(encoded.payload.len());
+                largest = largest.max(encoded.payload.len());
+                frames.push(Frame {
+                    partition: range.partition,
+                    offset: from,
+                    next: to,
+                    log_time: run.log_time,
+                    schema_version: encoded.schema_version,
+                    records: (to - from) as u32,
+                    payload: encoded.payload,
+                    foreign: None,
+                });
+            }
+            from = to;
+        }
+        Ok(Answer::Frames(frames))
+    }
+}
+
+impl Cursors {
+    /// The cursor that is to read from there.
+    fn choose(&self, from: u64, idle: Duration) -> MutexGuard<'_, Cursor> {
+        let Some(live) = self.live.try_lock() else { return self.back.lock() };
+        if live.is_new() || live.stands_at(from) {
+            return live;
+        }
+        let back = self.back.lock();
+        let takes_over =
+            back.stands_at(from) && back.run >= RUN_TO_TAKE_OVER && live.used.elapsed() >= idle;
+        if takes_over { live } else { back }
+    }
+}
+
+impl Run {
+    fn absent(&mut self) {
+        self.rows.push((self.log_time, Err(None)));
+    }
+
+    fn push(&mut self, message: &Message, log_time: LogTime, limit_bytes: usize) {
+        self.messages += 1;
+        self.log_time = log_time;
+        let row = match message.payload() {
+            None => Err(Some(Foreign::NoPayload)),
+            Some(payload) if payload.len() > limit_bytes => {
+                Err(Some(too_large(payload, limit_bytes)))
+            }
+            Some(payload) => {
+                self.bytes.extend_from_slice(payload);
+                Ok(self.bytes.len())
+            }
+        };
+        self.rows.push((log_time, row));
+    }
+
+    fn rows(&self) -> Vec<Row<'_>> {
+        let mut start = 0;
+        let row = |(log_time, row): &(LogTime, Result<usize, Option<Foreign>>)| {
+            let body = match row {
+                Ok(end) => Body::Message(&self.bytes[std::mem::replace(&mut start, *end)..*end]),
+                Err(Some(foreign)) => Body::Foreign(foreign.clone()),
+                Err(None) => Body::Absent,
+            };
+            Row { log_time: *log_time, body }
+        };
+        self.rows.iter().map(row).collect()
+    }
+}
+
+/// All messages of a range, which is at most [`RUN_MESSAGES`] long.
+fn run(
+    cursor: &mut Cursor,
+    settings: &KafkaSettings,
+    range: Range,
+    deadline: Instant,
+) -> Result<Option<Run>, LogError> {
+    let mut run = Run::default();
+    let rows = |run: &Run| range.from + run.rows.len() as u64;
+    while rows(&run) < range.to {
+        match cursor.step(range.to, left(deadline))? {
+            Step::Message(message, log_time) => {
+                while rows(&run) < message.offset() {
+                    run.absent();
+                }
+                run.push(&message, log_time, settings.message_bytes_max);
+            }
+            Step::Nothing => {
+                while rows(&run) < range.to {
+                    run.absent();
+                }
+            }
+            Step::Gone => return Ok(None),
+            Step::Waiting => in_time(deadline, settings, range)?,
+        }
+    }
+    Ok(Some(run))
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+fn in_time(deadline: Instant, settings: &KafkaSettings, range: Range) -> Result<(), LogError> {
+    if Instant::now() < deadline {
+        return Ok(());
+    }
+    let Range { topic, partition, from, to, .. } = range;
+    Err(unavailable(format!(
+        "nothing of {} {partition}, offsets {from}..{to}, arrived within {} ms",
+        settings.topic(topic),
+        settings.read_timeout_ms
+    )))
+}
+
+fn too_large(payload: &[u8], limit_bytes: usize) -> Foreign {
+    Foreign::TooLarge { bytes: payload.len() as u64, limit_bytes: limit_bytes as u64 }
+}
+
+/// The frame that a message is, or a foreign one.
+fn frame(message: &Message, log_time: LogTime, settings: &KafkaSettings, range: Range) -> Frame {
+    let payload = message.payload();
+    let known = settings.schema_versions[range.topic as usize];
+    let said = match payload {
+        None => Err(Foreign::NoPayload),
+        Some(payload) if payload.len() > settings.message_bytes_max => {
+            Err(too_large(payload, settings.message_bytes_max))
+        }
+        Some(_) => headers::read(|name| message.header(name), known),
+    };
+    let payload = payload.unwrap_or_default();
+    let offset = message.offset();
+    let (partition, next) = (range.partition, offset + 1);
+    match said {
+        Ok(said) => Frame {
+            partition,
+            offset,
+            next,
+            log_time,
+            schema_version: said.schema_version,
+            records: said.records,
+            payload: aligned(payload),
+            foreign: None,
+        },
+        Err(foreign) => Frame {
+            partition,
+            offset,
+            next,
+            log_time,
+            schema_version: 0,
+            records: 1,
+            payload: aligned(&payload[..payload.len().min(FOREIGN_BYTES_MAX)]),
+            foreign: Some(foreign),
+        },
+    }
+}
+
+/// The one copy that is made: out of librdkafka's memory into memory that Arrow reads in place.
+fn aligned(payload: &[u8]) -> Buffer {
+    let mut copy = MutableBuffer::with_capacity(payload.len());
+    copy.extend_from_slice(payload);
+    copy.into()
+}

@@ -1,0 +1,278 @@
+//! The topics: made where they are missing, refused where they cannot serve, and counted while the
+//! log runs, since an operator may add partitions to the events topic at any time.
+//!
+//! Log time is the broker's append time, so the topics of events and verdicts must be stamped by
+//! the broker (`message.timestamp.type=LogAppendTime`): with the producer's time, a sender with a
+//! wrong clock would decide what is late. What is compacted forgets, so no topic may be.
+
+use crate::{
+    clients::{Traced, block_on, common},
+    settings::{Create, KafkaSettings, invalid, ms, unavailable},
+};
+use parking_lot::RwLock;
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    metadata::Metadata,
+};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+use trueup_operators::log::{LogError, PARTITIONS_MAX, Topic};
+
+/// What is known of the four topics.
+#[derive(Debug)]
+pub(crate) struct Topics {
+    /// Partitions, by topic.
+    partitions: RwLock<[u16; 4]>,
+    /// The largest message that each takes, by topic.
+    message_bytes_max: [usize; 4],
+}
+
+impl Topics {
+    /// Looks at all topics, and makes those that are missing if that is wanted.
+    pub(crate) fn open(
+        settings: &KafkaSettings,
+        client: &BaseConsumer<Traced>,
+    ) -> Result<Topics, LogError> {
+        let deadline = Instant::now() + ms(settings.open_timeout_ms);
+        let admin = AdminClient::from_config_and_context(&common(settings), Traced)
+            .map_err(|error| unavailable(format!("Kafka's client cannot be made: {error}")))?;
+        let missing: Vec<Topic> = count(settings, client, deadline)?
+            .into_iter()
+            .zip(Topic::ALL)
+            .filter_map(|(count, topic)| count.is_none().then_some(topic))
+            .collect();
+        if let Some(topic) = missing.first() {
+            let Some(create) = &settings.create else {
+                let name = settings.topic(*topic);
+                return Err(invalid(format!(
+                    "the cluster {} has no topic {name:?} for {}; create it, with \
+                     message.timestamp.type=LogAppendTime, or set kafka.create",
+                    settings.brokers,
+                    topic.name()
+                )));
+            };
+            make(settings, create, &missing, &admin, deadline)?;
+        }
+        let partitions = await_all(settings, client, deadline)?;
+        let message_bytes_max = check_configs(settings, &admin, deadline)?;
+        Ok(Topics { partitions: RwLock::new(partitions), message_bytes_max })
+    }
+
+    /// How many partitions a topic has.
+    pub(crate) fn partitions(&self, topic: Topic) -> u16 {
+        self.partitions.read()[topic as usize]
+    }
+
+    /// The largest message that a topic takes.
+    pub(crate) fn message_bytes_max(&self, topic: Topic) -> usize {
+        self.message_bytes_max[topic as usize]
+    }
+
+    /// Whether a topic has this partition.
+    pub(crate) fn check(&self, topic: Topic, partition: u16) -> Result<(), LogError> {
+        let count = self.partitions(topic);
+        if partition < count {
+            return Ok(());
+        }
+        let name = topic.name();
+        Err(invalid(format!("topic {name} has {count} partitions, there is no {partition}")))
+    }
+
+    /// Looks again how many partitions the events topic has, given what each client knows: one
+    /// counts when all of them can use it. They never become fewer.
+    pub(crate) fn refresh(
+        &self,
+        settings: &KafkaSettings,
+        clients: impl Iterator<Item = KafkaResult<Metadata>>,
+    ) {
+        let count = |metadata: KafkaResult<Metadata>| {
+            metadata.map(|metadata| counts(settings, &metadata)[Topic::Events as usize])
+        };
+        let found = match clients.map(count).collect::<KafkaResult<Vec<_>>>() {
+            Ok(counts) => counts.into_iter().min().flatten(),
+            // The cluster is away; what it had before, it still has.
+            Err(error) => return tracing::debug!(%error, "partitions are not refreshed"),
+        };
+        let known = self.partitions(Topic::Events);
+        match found {
+            Some(count) if count > PARTITIONS_MAX => {
+                let name = &settings.events_topic;
+                tracing::error!(
+                    "{name} has {count} partitions; those from {PARTITIONS_MAX} on are NOT read"
+                );
+                self.partitions.write()[Topic::Events as usize] = PARTITIONS_MAX;
+            }
+            Some(count) if count > known => {
+                tracing::info!(before = known, after = count, "the events topic has grown");
+                self.partitions.write()[Topic::Events as usize] = count;
+            }
+            Some(_) => {}
+            None => tracing::error!("the topic {} is gone", settings.events_topic),
+        }
+    }
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(ms(1))
+}
+
+/// How many partitions each topic has; none for one that is not there.
+fn count(
+    settings: &KafkaSettings,
+    client: &BaseConsumer<Traced>,
+    deadline: Instant,
+) -> Result<[Option<u16>; 4], LogError> {
+    let brokers = &settings.brokers;
+    let metadata = client
+        .fetch_metadata(None, left(deadline))
+        .map_err(|error| unavailable(format!("Kafka at {brokers} does not answer: {error}")))?;
+    Ok(counts(settings, &metadata))
+}
+
+fn counts(settings: &KafkaSettings, metadata: &Metadata) -> [Option<u16>; 4] {
+    let counts: BTreeMap<&str, usize> =
+        metadata.topics().iter().map(|topic| (topic.name(), topic.partitions().len())).collect();
+    Topic::ALL.map(|topic| {
+        let count = *counts.get(settings.topic(topic))?;
+        Some(u16::try_from(count).unwrap_or(u16::MAX)).filter(|&count| count > 0)
+    })
+}
+
+/// Waits until every broker that may be asked knows all topics.
+fn await_all(
+    settings: &KafkaSettings,
+    client: &BaseConsumer<Traced>,
+    deadline: Instant,
+) -> Result<[u16; 4], LogError> {
+    loop {
+        let counts = count(settings, client, deadline)?;
+        let Some(topic) = Topic::ALL.into_iter().find(|t| counts[*t as usize].is_none()) else {
+            let counts = counts.map(Option::unwrap_or_default);
+            check_counts(settings, &counts)?;
+            return Ok(counts);
+        };
+        if Instant::now() >= deadline {
+            let name = settings.topic(topic);
+            return Err(unavailable(format!("the topic {name:?} was created and is not there")));
+        }
+        std::thread::sleep(ms(50));
+    }
+}
+
+fn check_counts(settings: &KafkaSettings, counts: &[u16; 4]) -> Result<(), LogError> {
+    for topic in Topic::ALL {
+        let (name, count) = (settings.topic(topic), counts[topic as usize]);
+        if topic != Topic::Events && count != 1 {
+            return Err(invalid(format!(
+                "the topic {name:?} has {count} partitions; {} need one, for their order",
+                topic.name()
+            )));
+        }
+        if count > PARTITIONS_MAX {
+            return Err(invalid(format!(
+                "the topic {name:?} has {count} partitions; it can have {PARTITIONS_MAX}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn make(
+    settings: &KafkaSettings,
+    create: &Create,
+    missing: &[Topic],
+    admin: &AdminClient<Traced>,
+    deadline: Instant,
+) -> Result<(), LogError> {
+    let message_bytes_max = settings.message_bytes_max.to_string();
+    let kept = create.retention_ms.map_or_else(|| "-1".to_owned(), |ms| ms.to_string());
+    let new = missing.iter().map(|&topic| {
+        let partitions = if topic == Topic::Events { create.partitions } else { 1 };
+        let copies = TopicReplication::Fixed(create.replication_factor.into());
+        NewTopic::new(settings.topic(topic), partitions.into(), copies)
+            .set("message.timestamp.type", "LogAppendTime")
+            .set("cleanup.policy", "delete")
+            .set("max.message.bytes", &message_bytes_max)
+            .set("retention.ms", if topic == Topic::Remap { "-1" } else { &kept })
+    });
+    let new: Vec<NewTopic<'_>> = new.collect();
+    let options = AdminOptions::new()
+        .request_timeout(Some(left(deadline)))
+        .operation_timeout(Some(left(deadline)));
+    let refused = |name: &str, error: &dyn std::fmt::Display| {
+        invalid(format!("the topic {name:?} cannot be created: {error}"))
+    };
+    let answers = block_on(admin.create_topics(&new, &options))
+        .map_err(|error| unavailable(format!("topics cannot be created: {error}")))?;
+    for answer in answers {
+        match answer {
+            Ok(name) => tracing::info!(name, "topic created"),
+            // Another process was faster.
+            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, error)) => return Err(refused(&name, &error)),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses topics that cannot serve; the largest message that each takes.
+fn check_configs(
+    settings: &KafkaSettings,
+    admin: &AdminClient<Traced>,
+    deadline: Instant,
+) -> Result<[usize; 4], LogError> {
+    let mut most = [settings.message_bytes_max; 4];
+    for topic in Topic::ALL {
+        let name = settings.topic(topic);
+        let config = describe(name, admin, deadline)
+            .map_err(|error| unavailable(format!("{name:?} cannot be looked at: {error}")))?;
+        let get = |key: &str| config.get(key).map_or("", String::as_str);
+        let stamped = get("message.timestamp.type");
+        if stamped != "LogAppendTime" {
+            return Err(invalid(format!(
+                "the topic {name:?} has message.timestamp.type={stamped}; it must be \
+                 LogAppendTime, since log time decides what is late and a sender's clock must not"
+            )));
+        }
+        let cleanup = get("cleanup.policy");
+        if cleanup != "delete" {
+            return Err(invalid(format!(
+                "the topic {name:?} has cleanup.policy={cleanup}; it must be delete: what is \
+                 compacted cannot be derived again"
+            )));
+        }
+        if let Ok(bytes) = get("max.message.bytes").parse::<usize>() {
+            most[topic as usize] = most[topic as usize].min(bytes);
+        }
+    }
+    Ok(most)
+}
+
+fn describe(
+    name: &str,
+    admin: &AdminClient<Traced>,
+    deadline: Instant,
+) -> Result<BTreeMap<String, String>, KafkaError> {
+    loop {
+        let options = AdminOptions::new().request_timeout(Some(left(deadline)));
+        let answer = block_on(admin.describe_configs([&ResourceSpecifier::Topic(name)], &options));
+        let error = match answer?.pop() {
+            Some(Ok(resource)) => {
+                let entries = resource.entries.into_iter();
+                return Ok(entries.filter_map(|e| Some((e.name, e.value?))).collect());
+            }
+            Some(Err(error)) => KafkaError::AdminOp(error),
+            None => KafkaError::AdminOpCreation("the answer is empty".into()),
+        };
+        // A broker that has not heard of a new topic yet.
+        if Instant::now() >= deadline {
+            return Err(error);
+        }
+        std::thread::sleep(ms(50));
+    }
+}
