@@ -101,6 +101,17 @@ impl Columns<'_> {
         let cast = cast(column).ok_or_else(|| self.error(name, "has another type"))?;
         Ok(Some(cast.clone()))
     }
+
+    /// A column without a value for some row would be read as one with a zero.
+    fn whole(&self, names: &[&str]) -> Result<(), DecodeError> {
+        let holed = |name: &&&str| {
+            self.batch.column_by_name(name).is_some_and(|column| column.null_count() > 0)
+        };
+        match names.iter().find(holed) {
+            Some(name) => Err(self.error(name, "has rows without a value")),
+            None => Ok(()),
+        }
+    }
 }
 
 fn primitive<T: ArrowPrimitiveType>(column: &ArrayRef) -> Option<&PrimitiveArray<T>> {
@@ -121,9 +132,17 @@ impl EventBatch for AdBatch {
                 *dimension = Some(values.map_err(|what| read.error(name, &what))?);
             }
         }
+        read.whole(&[columns::ID_HASH, columns::EVENT_ID, columns::PAYLOAD_HASH])?;
+        read.whole(&[columns::EVENT_TYPE, columns::OCCURRED_AT])?;
         let types = read.required(columns::EVENT_TYPE, primitive::<UInt8Type>)?;
         if let Some(&code) = types.values().iter().find(|&&c| EventType::from_code(c).is_none()) {
             return Err(read.error(columns::EVENT_TYPE, &format!("holds the unknown type {code}")));
+        }
+        let bases = read.optional(columns::PRICE_BASIS, primitive::<UInt8Type>)?;
+        if let Some(code) = bases.iter().flatten().flatten().find(|&code| code > 2) {
+            return Err(
+                read.error(columns::PRICE_BASIS, &format!("holds the unknown basis {code}"))
+            );
         }
         Ok(AdBatch {
             ids: read.required(columns::ID_HASH, hashes)?,
@@ -131,7 +150,7 @@ impl EventBatch for AdBatch {
             types,
             times_us: read.required(columns::OCCURRED_AT, primitive)?,
             prices: read.optional(columns::PRICE_MICROS, primitive)?,
-            bases: read.optional(columns::PRICE_BASIS, primitive)?,
+            bases,
             versions: read.optional(columns::SCHEMA_VERSION, primitive)?,
             impressions: read.optional(columns::IMPRESSION_HASH, hashes)?,
             invalid: read.batch.column_by_name(columns::INVALID_REASON).cloned(),

@@ -11,9 +11,10 @@ use std::{
     sync::Arc,
 };
 use trueup_operators::{
-    event::EventBatch,
-    feed::{Located, ReadBack},
-    log::{Frame, Log, Topic},
+    change::Incident,
+    event::{EventBatch, Fate, Position},
+    feed::{Feed, Located, ReadBack},
+    log::{FRAME_RECORDS_MAX, Frame, Log, Topic, read_frame},
     symbols::Symbols,
 };
 
@@ -34,11 +35,30 @@ impl<B: EventBatch> Batches<B> {
         Batches { log, symbols, recent, order, bytes: 0, bytes_max }
     }
 
-    /// Decodes a frame and remembers it.
+    /// A frame as the dataflow takes it: decoded, or, in a log that anyone can append to, as what
+    /// it is if it is no batch of events.
     ///
     /// # Errors
-    /// When the frame is no batch of events.
-    pub fn decode(&mut self, frame: &Frame) -> Result<Arc<Located<B>>, String> {
+    /// When a frame of a log of our own is no batch of events.
+    pub fn feed(&mut self, frame: &Frame) -> Result<Feed<B>, String> {
+        let error = match &frame.foreign {
+            None => match self.decode(frame) {
+                Ok(located) => return Ok(Feed::Batch(located)),
+                Err(error) => error,
+            },
+            Some(foreign) => foreign.to_string(),
+        };
+        if !self.log.is_shared() {
+            return Err(error);
+        }
+        let Frame { partition, offset, log_time, .. } = *frame;
+        tracing::debug!(partition, offset, error, "a message that is none of ours");
+        let position = Position { partition, offset, row: 0 };
+        Ok(Feed::Foreign(Incident { fate: Fate::Quarantined, position, log_time }))
+    }
+
+    /// Decodes a frame and remembers it.
+    fn decode(&mut self, frame: &Frame) -> Result<Arc<Located<B>>, String> {
         let located = self.locate(frame)?;
         let place = (frame.partition, frame.offset);
         self.recent.insert(place, Arc::clone(&located));
@@ -54,6 +74,12 @@ impl<B: EventBatch> Batches<B> {
 
     fn locate(&self, frame: &Frame) -> Result<Arc<Located<B>>, String> {
         let batch = B::decode(frame, &self.symbols).map_err(|e| e.to_string())?;
+        if batch.len() > FRAME_RECORDS_MAX {
+            return Err(format!(
+                "{} events in a frame; the most is {FRAME_RECORDS_MAX}",
+                batch.len()
+            ));
+        }
         let Frame { partition, offset, log_time, .. } = *frame;
         Ok(Arc::new(Located { partition, offset, log_time, batch }))
     }
@@ -68,11 +94,7 @@ impl<B: EventBatch> ReadBack<B> for SharedBatches<B> {
         if let Some(located) = batches.recent.get(&(partition, offset)) {
             return Ok(Arc::clone(located));
         }
-        let frames = batches
-            .log
-            .read(Topic::Events, partition, offset, offset + 1, 0)
-            .map_err(|e| e.to_string())?;
-        let frame = frames.first().ok_or("the log gave no frame")?;
-        batches.locate(frame)
+        let frame = read_frame(&*batches.log, Topic::Events, partition, offset);
+        batches.locate(&frame.map_err(|e| e.to_string())?)
     }
 }

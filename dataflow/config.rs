@@ -19,6 +19,8 @@ pub struct Config {
     pub auth: Auth,
     /// How the log is kept.
     pub log: LogConfig,
+    /// Where the log is, if it is Kafka.
+    pub kafka: Kafka,
     /// Epochs, lateness and finality.
     pub time: Time,
     /// Worker threads.
@@ -82,6 +84,48 @@ pub struct LogConfig {
 pub enum LogKind {
     /// Segment files in the data directory.
     Embedded,
+    /// Topics of a Kafka cluster, `[kafka]`.
+    Kafka,
+}
+
+/// `[kafka]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kafka {
+    /// `host:port,…` of some brokers.
+    pub brokers: String,
+    /// The topic of events.
+    pub events_topic: String,
+    /// The topic of verdicts; one partition.
+    pub verdicts_topic: String,
+    /// The topic of campaigns, ads and publishers; one partition.
+    pub metadata_topic: String,
+    /// The topic that defines the epochs; one partition, never to be cut.
+    pub remap_topic: String,
+    /// What a message of the events topic is.
+    pub encoding: KafkaEncoding,
+    /// Whether topics that are missing are made, the events topic with `log.partitions`.
+    pub create_topics: bool,
+    /// On how many brokers each partition of a topic that is made stands.
+    pub replication_factor: u16,
+    /// The largest message.
+    pub message_bytes_max: Size,
+    /// An append that no broker has confirmed within this goes to the spool.
+    pub delivery_timeout: Span,
+    /// How long a read waits for a broker before the run has a fault.
+    pub read_timeout: Span,
+    /// How much the collector takes while no broker does.
+    pub spool_bytes_max: Size,
+}
+
+/// What a message of the events topic is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KafkaEncoding {
+    /// A batch of events as an Arrow IPC stream.
+    Batch,
+    /// One event, as JSON.
+    Json,
 }
 
 /// When an append is on disk before it is acknowledged.
@@ -148,6 +192,7 @@ impl Default for Config {
             server: Server::default(),
             auth: Auth::default(),
             log: LogConfig::default(),
+            kafka: Kafka::default(),
             time: Time::default(),
             workers: Workers::default(),
             limits: trueup_collector::Settings::default(),
@@ -179,6 +224,25 @@ impl Default for LogConfig {
             tail_bytes_max: Size(256 << 20),
             queue_bytes_max: Size(128 << 20),
             retention: Span(Duration::from_secs(7 * 86_400)),
+        }
+    }
+}
+
+impl Default for Kafka {
+    fn default() -> Self {
+        Kafka {
+            brokers: "127.0.0.1:9092".into(),
+            events_topic: "ad-events".into(),
+            verdicts_topic: "ad-verdicts".into(),
+            metadata_topic: "ad-metadata".into(),
+            remap_topic: "ad-remap".into(),
+            encoding: KafkaEncoding::Batch,
+            create_topics: true,
+            replication_factor: 1,
+            message_bytes_max: Size(16 << 20),
+            delivery_timeout: Span(Duration::from_secs(10)),
+            read_timeout: Span(Duration::from_secs(300)),
+            spool_bytes_max: Size(4 << 30),
         }
     }
 }
@@ -483,7 +547,7 @@ mod tests {
         assert!(error.contains("did you mean `allowed_lateness`?"), "{error}");
         let error = Config::parse("[time]\ntick = \"5 minutes\"").unwrap_err().0;
         assert!(error.contains("`5 minutes` is no duration"), "{error}");
-        let error = Config::parse("[log]\nkind = \"kafka\"").unwrap_err().0;
+        let error = Config::parse("[log]\nkind = \"pulsar\"").unwrap_err().0;
         assert!(error.contains("kafka") && error.contains("embedded"), "{error}");
     }
 

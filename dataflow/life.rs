@@ -13,7 +13,7 @@ use std::sync::Arc;
 use trueup_operators::{
     event::{EventType, Position, columns},
     hash::IdHash,
-    log::{Frame, Log, Topic},
+    log::{Frame, Log, Topic, read_frame},
     time::{LogTime, format_rfc3339},
 };
 
@@ -44,14 +44,8 @@ impl Lives {
     /// When the log no longer has it, or it cannot be read.
     pub fn at(&self, position: Position) -> Result<Recorded, String> {
         let Position { partition, offset, row } = position;
-        let frame = self
-            .log
-            .read(Topic::Events, partition, offset, offset + 1, 0)
-            .map_err(|e| e.to_string())?
-            .into_iter()
-            .next()
-            .ok_or("the log gave no frame")?;
-        recorded(&frame, row.into())
+        let frame = read_frame(&*self.log, Topic::Events, partition, offset);
+        recorded(&frame.map_err(|e| e.to_string())?, row.into())
     }
 }
 

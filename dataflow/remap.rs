@@ -50,12 +50,12 @@ impl Cursor {
             self.next = upto;
             return Ok(Vec::new());
         };
-        let end = last.offset + 1;
+        let end = last.next;
         let mut rows = Vec::with_capacity(frames.len());
         for frame in &frames {
             let row = decode(frame)?;
             if row.follows(&self.row) {
-                *self = Cursor { row: Arc::new(row), next: frame.offset + 1 };
+                *self = Cursor { row: Arc::new(row), next: frame.next };
                 rows.push(self.clone());
             } else if !log.is_shared() {
                 let (found, last) = (row.epoch, self.row.epoch);

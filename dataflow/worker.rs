@@ -194,15 +194,15 @@ impl<B: EventBatch> Running<B> {
         self.events.send(Feed::Open(times));
         for partition in (index..row.events.len()).step_by(peers) {
             read_each(&*shared.log, Topic::Events, partition as u16, plan, |frame| {
-                let located = self.batches.borrow_mut().decode(&frame)?;
-                self.events.send(Feed::Batch(located));
+                self.events.send(self.batches.borrow_mut().feed(&frame)?);
                 Ok(())
             })?;
         }
         if index == 0 {
             let partitions = row.events.len() as u16;
             read_each(&*shared.log, Topic::Verdicts, VERDICTS, plan, |frame| {
-                judge(&frame, partitions, peers as u32, |j| self.verdicts.send(j))
+                let said = judge(&frame, partitions, peers as u32, |j| self.verdicts.send(j));
+                foreign_or(&*shared.log, said)
             })?;
         }
         self.events.advance_to(row.epoch + 1);
@@ -242,13 +242,25 @@ fn read_each(
     let mut log_time = before.log_time;
     while from < to {
         let frames = log.read(topic, partition, from, to, READ_BYTES).map_err(|e| e.to_string())?;
-        from = frames.last().map_or(to, |frame| frame.offset + 1);
+        from = frames.last().map_or(to, |frame| frame.next);
         for mut frame in frames {
             log_time = log_time.max(frame.log_time);
             frame.log_time = log_time;
             take(frame)?;
         }
     }
+    Ok(())
+}
+
+/// Anyone can write to a shared topic, so what is no list of verdicts there is only told of. In a
+/// log of our own it is damage.
+fn foreign_or(log: &dyn Log, said: Result<(), String>) -> Result<(), String> {
+    let Err(reason) = said else { return Ok(()) };
+    if !log.is_shared() {
+        return Err(reason);
+    }
+    metrics::counter!("trueup_foreign_verdict_messages_total").increment(1);
+    tracing::warn!(reason, "a message in the verdicts topic is none of ours");
     Ok(())
 }
 
@@ -259,6 +271,9 @@ fn judge(
     peers: u32,
     mut send: impl FnMut(Judgement),
 ) -> Result<(), String> {
+    if let Some(reason) = &frame.foreign {
+        return Err(format!("the verdicts at offset {}: {reason}", frame.offset));
+    }
     let verdicts: Vec<Verdict> = serde_json::from_slice(&frame.payload)
         .map_err(|e| format!("the verdicts at offset {}: {e}", frame.offset))?;
     for (i, verdict) in verdicts.iter().enumerate() {

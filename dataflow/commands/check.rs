@@ -271,7 +271,7 @@ fn touched(command: &Replay, host: &Host) -> Result<Range, Failure> {
                 let first = crate::life::earliest(frame).map_err(Failure::Internal)?;
                 earliest = [earliest, first].into_iter().flatten().min();
             }
-            offset = frames.last().map_or(end, |frame| frame.offset + 1);
+            offset = frames.last().map_or(end, |frame| frame.next);
         }
     }
     // A row of a day may begin a day before its event.

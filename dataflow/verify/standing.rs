@@ -197,6 +197,19 @@ impl Book {
         });
     }
 
+    /// A message that is no batch of events.
+    pub(super) fn foreign(&mut self, frame: &Frame) {
+        let fate = Fate::Quarantined;
+        self.counts.fates[fate as usize] += 1;
+        let (partition, offset) = (frame.partition, frame.offset);
+        self.quarantine.push(SetAside {
+            fate,
+            position: Position { partition, offset, row: 0 },
+            log_time: frame.log_time,
+            event_id: String::new(),
+        });
+    }
+
     fn fate(&mut self, frame: &Frame, row: &Row<'_>) -> Fate {
         if row.schema_version != KNOWN_VERSION {
             return Fate::Quarantined;

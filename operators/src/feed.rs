@@ -3,6 +3,7 @@
 //! their offsets. A record of the stream is a whole batch; no event is ever a record.
 
 use crate::{
+    change::Incident,
     event::{EventBatch, Position, Target},
     hash::IdHash,
     time::{Epoch, LogTime},
@@ -51,6 +52,8 @@ pub enum Feed<B> {
     Open(EpochTimes),
     /// A frame of the epoch.
     Batch(Arc<Located<B>>),
+    /// A message of a shared log that is no batch of events: only to be told of.
+    Foreign(Incident),
 }
 
 impl<B> Clone for Feed<B> {
@@ -58,6 +61,7 @@ impl<B> Clone for Feed<B> {
         match self {
             Feed::Open(times) => Feed::Open(*times),
             Feed::Batch(batch) => Feed::Batch(Arc::clone(batch)),
+            Feed::Foreign(incident) => Feed::Foreign(*incident),
         }
     }
 }

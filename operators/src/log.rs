@@ -60,7 +60,7 @@ pub struct Frame {
     /// Its number in the partition; ascends.
     pub offset: u64,
     /// The offset after it, from which reading goes on: `offset + 1`, or more where a frame was
-    /// put together from many small messages ([`Log::place`]).
+    /// put together from many small messages ([`Log::frame_end`]).
     pub next: u64,
     /// When the log took it; never decreases within a partition.
     pub log_time: LogTime,
@@ -278,12 +278,35 @@ pub trait Log: Send + Sync + 'static {
     /// When the log cannot be read.
     fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError>;
 
-    /// Where one record is read back from, given the frame that it was first read in and its row:
-    /// the offset to read and the row of the frame that begins there. The same, unless frames are
-    /// put together from messages, which are read back one by one.
-    fn place(&self, _topic: Topic, offset: u64, row: u16) -> (u64, u16) {
-        (offset, row)
+    /// The offset before which a frame that begins at `offset` ends: the one after it, unless
+    /// frames are put together from many messages. Read from `offset` up to it, or to the end of
+    /// the partition, the first frame has all rows that it had before, at the same places.
+    fn frame_end(&self, _topic: Topic, offset: u64) -> u64 {
+        offset + 1
     }
+}
+
+/// The frame that begins at an offset, read again; its rows are where they were.
+///
+/// # Errors
+/// As [`Log::read`]; `Unavailable` when no frame begins there.
+pub fn read_frame(
+    log: &dyn Log,
+    topic: Topic,
+    partition: u16,
+    offset: u64,
+) -> Result<Frame, LogError> {
+    let mut to = log.frame_end(topic, offset);
+    if to > offset + 1 {
+        let end = log.ends(topic).get(usize::from(partition)).map_or(to, |end| end.offset);
+        to = to.min(end.max(offset + 1));
+    }
+    let frames = log.read(topic, partition, offset, to, 0)?;
+    frames.into_iter().next().filter(|frame| frame.offset == offset).ok_or_else(|| {
+        let topic = topic.name();
+        let reason = format!("{topic} partition {partition} has no frame at offset {offset}");
+        LogError::Unavailable { reason }
+    })
 }
 
 /// Appends and waits. Not for async code.

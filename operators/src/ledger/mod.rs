@@ -124,6 +124,15 @@ pub struct Ledgered<B> {
     pub counts: Counts,
 }
 
+impl<B> Ledgered<B> {
+    /// What is said of a record that no ledger enters.
+    fn aside(incident: Incident) -> Ledgered<B> {
+        let mut counts = Counts::default();
+        counts.fates[incident.fate as usize] = 1;
+        Ledgered { batch: None, rows: Vec::new(), incidents: vec![incident], counts }
+    }
+}
+
 /// How much a ledger holds at most. Part of the definition of the result, like the horizon: a run
 /// with other limits may set aside other events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

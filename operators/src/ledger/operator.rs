@@ -134,8 +134,13 @@ impl<B: EventBatch> Epochs<B> {
                         ledger.open(times)?;
                     }
                     Feed::Batch(batch) if *opened => emit(capability, ledger.enter(&batch)?),
+                    Feed::Foreign(incident) if *opened => {
+                        emit(capability, Ledgered::aside(incident))
+                    }
                     Feed::Open(times) => return Err(misplaced(epoch, &format!("{times:?}"))),
-                    Feed::Batch(_) => return Err(misplaced(epoch, "a batch before its Open")),
+                    Feed::Batch(_) | Feed::Foreign(_) => {
+                        return Err(misplaced(epoch, "a batch before its Open"));
+                    }
                 }
             }
             if frontiers.iter().any(|f| f.less_equal(&epoch)) {

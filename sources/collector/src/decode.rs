@@ -222,7 +222,7 @@ pub(crate) struct Intake<'d> {
     text_bytes_max: usize,
     advertiser_of: AdvertiserOf<'d>,
     pub(crate) arena: &'d Bump,
-    invalid_reason: Option<&'static str>,
+    pub(crate) invalid_reason: Option<&'static str>,
     out: Decoded,
 }
 

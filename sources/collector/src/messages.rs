@@ -5,6 +5,9 @@
 //! event is found again by its place. It becomes a row of [`BROKEN_VERSION`], which the ledger sets
 //! aside unread, and says in its extra fields what was found and what is wrong with it.
 //!
+//! A click that another collector took as invalid says so in the field `invalidReason`, with one of
+//! the collector's own reasons, and is born invalid here as well.
+//!
 //! The same message must give the same row whenever it is read, so nothing here looks at a clock
 //! or at metadata: "now" is the message's log time, and no advertiser is filled in.
 
@@ -12,7 +15,8 @@ use crate::{
     batch::Batch,
     decode::{Decoder, Format, Intake, Rules},
     fault::{Fault, shown},
-    scan::{Memo, Scanner},
+    pixel::{IP_CLICK_RATE, KNOWN_BOT, PREFETCH},
+    scan::{Memo, Scanner, Value},
     sent::{Sent, read},
 };
 use arrow_buffer::Buffer;
@@ -103,6 +107,7 @@ fn event(
     if scanner.space().is_some() {
         return Ok(Some("bad_json: there is text after the end of the event".into()));
     }
+    intake.invalid_reason = born_invalid(&sent);
     match intake.try_take(&mut sent)? {
         Ok(()) => Ok(None),
         Err(fault) => {
@@ -110,6 +115,12 @@ fn event(
             Ok(Some(id.map_or(said(&fault), |id| format!("{} (eventId {id})", said(&fault)))))
         }
     }
+}
+
+fn born_invalid(sent: &Sent<'_>) -> Option<&'static str> {
+    let said = sent.extras.iter().find(|extra| extra.name == b"invalidReason")?;
+    let Value::Text(said) = said.value else { return None };
+    [KNOWN_BOT, PREFETCH, IP_CLICK_RATE].into_iter().find(|reason| reason.as_bytes() == said)
 }
 
 fn said(fault: &Fault<'_>) -> String {

@@ -427,6 +427,11 @@ fn stamp_sender(draft: &mut Draft, headers: &HeaderMap, user_agent: &str, ip: Op
     }
 }
 
+/// Why the collector takes a click as invalid.
+pub(crate) const KNOWN_BOT: &str = "known_bot";
+pub(crate) const PREFETCH: &str = "prefetch";
+pub(crate) const IP_CLICK_RATE: &str = "ip_click_rate";
+
 fn invalid_reason(
     inner: &Inner,
     kind: EventType,
@@ -442,11 +447,11 @@ fn invalid_reason(
         .filter_map(|name| header_text(headers, name))
         .any(|purpose| purpose.contains("prefetch") || purpose.contains("prerender"));
     if header_text(headers, "user-agent").is_some_and(bots::is_known) {
-        Some("known_bot")
+        Some(KNOWN_BOT)
     } else if prefetch {
-        Some("prefetch")
+        Some(PREFETCH)
     } else if over {
-        Some("ip_click_rate")
+        Some(IP_CLICK_RATE)
     } else {
         None
     }
@@ -474,7 +479,7 @@ fn finish(draft: &mut Draft, query: &Parameters, used: &[bool], reason: Option<&
     if !names.is_empty() {
         json.push(b'}');
     }
-    if reason == Some("known_bot") {
+    if reason == Some(KNOWN_BOT) {
         json.extend_from_slice(b",\"botListVersion\":");
         write_string(bots::LIST_VERSION.as_bytes(), json);
     }

@@ -1,12 +1,13 @@
 //! One JSON event a message, for other producers and consumers: how frames of events become
 //! messages and messages become frames.
 //!
-//! A frame is a run of messages. It begins where it was asked for and ends before the next multiple
-//! of [`RUN_MESSAGES`](crate::RUN_MESSAGES) or at the end of the range, so the same range is cut the
-//! same way each time. Its row `r` is the message at `frame.offset + r`, always: an offset without
-//! a message and a message that is no event have rows as well, which the encoder fills with a
-//! placeholder. That is why a row that was read in one frame can be read back later as row 0 of
-//! another one, whatever the runs were then ([`Log::place`](trueup_operators::log::Log::place)).
+//! A frame is a run of messages without a gap between them. It begins where it was asked for, or at
+//! the first message behind that, and ends before the next multiple of
+//! [`RUN_MESSAGES`](crate::RUN_MESSAGES), at the end of the range, or at an offset without a message
+//! (a transaction's marker), so the same range is cut the same way each time. Its row `r` is the
+//! message at `frame.offset + r`, always: a message that is no event has a row as well, which the
+//! encoder fills with a placeholder. That is why a frame can be read again from its offset on
+//! ([`Log::frame_end`](trueup_operators::log::Log::frame_end)) wherever its range ended.
 
 use trueup_operators::{
     log::{Append, Foreign, LogError},
@@ -29,15 +30,12 @@ pub enum Body<'a> {
     Message(&'a [u8]),
     /// A message that cannot be an event, without looking into it.
     Foreign(Foreign),
-    /// No message: the offset is a transaction's marker, or its message was aborted. Nothing was
-    /// said, so nothing must be counted, not even in the quarantine.
-    Absent,
 }
 
 /// One row of a frame to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row<'a> {
-    /// When the broker appended it; of an absent one, the time of the row before it.
+    /// When the broker appended it.
     pub log_time: LogTime,
     /// What stands there.
     pub body: Body<'a>,
@@ -63,7 +61,7 @@ pub trait JsonEvents: Send + Sync + 'static {
 
     /// The frame of a run of messages, with as many records as there are rows, in order. A row that
     /// is no event becomes a record with schema version 0, which no program knows, so the ledger
-    /// puts it in the quarantine; an absent one becomes a record that counts nowhere.
+    /// puts it in the quarantine.
     ///
     /// # Errors
     /// None for what messages hold, however broken. Of what the program itself cannot do.

@@ -6,7 +6,7 @@ use crate::{
     json::JsonEvents,
     outbox::Outbox,
     reader::{Answer, Range, Reader},
-    settings::{Clock, Encoding, KafkaSettings, invalid, ms, unavailable},
+    settings::{Clock, Encoding, KafkaSettings, RUN_MESSAGES, invalid, ms, unavailable},
     topics::Topics,
 };
 use parking_lot::{Condvar, Mutex};
@@ -187,6 +187,10 @@ impl KafkaLog {
 }
 
 impl Log for KafkaLog {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn partitions(&self, topic: Topic) -> u16 {
         self.shared.topics.partitions(topic)
     }
@@ -255,11 +259,10 @@ impl Log for KafkaLog {
         }
     }
 
-    /// Of events that are one a message, each is read back alone.
-    fn place(&self, topic: Topic, offset: u64, row: u16) -> (u64, u16) {
+    fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
         match self.shared.settings.encoding(topic) {
-            Encoding::Batch => (offset, row),
-            Encoding::Json => (offset + u64::from(row), 0),
+            Encoding::Batch => offset + 1,
+            Encoding::Json => (offset / RUN_MESSAGES + 1) * RUN_MESSAGES,
         }
     }
 }

@@ -68,8 +68,11 @@ pub(crate) enum Answer {
 struct Run {
     bytes: Vec<u8>,
     /// By row: until where its message goes, or what it is instead.
-    rows: Vec<(LogTime, Result<usize, Option<Foreign>>)>,
-    messages: usize,
+    rows: Vec<(LogTime, Result<usize, Foreign>)>,
+    /// Where its first message stands.
+    offset: u64,
+    /// Up to where it is known what there is.
+    next: u64,
     log_time: LogTime,
 }
 
@@ -161,23 +164,23 @@ impl Reader {
             let Some(run) = run(cursor, settings, Range { from, to, ..range }, deadline)? else {
                 return Ok(Answer::Gone);
             };
-            // A run without any message is a gap.
-            if run.messages > 0 {
-                let encoded = json.to_frame(&run.rows())?;
-                bytes = bytes.saturating_add(encoded.payload.len());
-                largest = largest.max(encoded.payload.len());
-                frames.push(Frame {
-                    partition: range.partition,
-                    offset: from,
-                    next: to,
-                    log_time: run.log_time,
-                    schema_version: encoded.schema_version,
-                    records: (to - from) as u32,
-                    payload: encoded.payload,
-                    foreign: None,
-                });
+            from = run.next;
+            if run.rows.is_empty() {
+                continue;
             }
-            from = to;
+            let encoded = json.to_frame(&run.rows())?;
+            bytes = bytes.saturating_add(encoded.payload.len());
+            largest = largest.max(encoded.payload.len());
+            frames.push(Frame {
+                partition: range.partition,
+                offset: run.offset,
+                next: run.next,
+                log_time: run.log_time,
+                schema_version: encoded.schema_version,
+                records: run.rows.len() as u32,
+                payload: encoded.payload,
+                foreign: None,
+            });
         }
         Ok(Answer::Frames(frames))
     }
@@ -198,18 +201,15 @@ impl Cursors {
 }
 
 impl Run {
-    fn absent(&mut self) {
-        self.rows.push((self.log_time, Err(None)));
-    }
-
     fn push(&mut self, message: &Message, log_time: LogTime, limit_bytes: usize) {
-        self.messages += 1;
+        if self.rows.is_empty() {
+            self.offset = message.offset();
+        }
+        self.next = message.offset() + 1;
         self.log_time = log_time;
         let row = match message.payload() {
-            None => Err(Some(Foreign::NoPayload)),
-            Some(payload) if payload.len() > limit_bytes => {
-                Err(Some(too_large(payload, limit_bytes)))
-            }
+            None => Err(Foreign::NoPayload),
+            Some(payload) if payload.len() > limit_bytes => Err(too_large(payload, limit_bytes)),
             Some(payload) => {
                 self.bytes.extend_from_slice(payload);
                 Ok(self.bytes.len())
@@ -220,11 +220,10 @@ impl Run {
 
     fn rows(&self) -> Vec<Row<'_>> {
         let mut start = 0;
-        let row = |(log_time, row): &(LogTime, Result<usize, Option<Foreign>>)| {
+        let row = |(log_time, row): &(LogTime, Result<usize, Foreign>)| {
             let body = match row {
                 Ok(end) => Body::Message(&self.bytes[std::mem::replace(&mut start, *end)..*end]),
-                Err(Some(foreign)) => Body::Foreign(foreign.clone()),
-                Err(None) => Body::Absent,
+                Err(foreign) => Body::Foreign(foreign.clone()),
             };
             Row { log_time: *log_time, body }
         };
@@ -232,28 +231,26 @@ impl Run {
     }
 }
 
-/// All messages of a range, which is at most [`RUN_MESSAGES`] long.
+/// The first messages of a range, which is at most [`RUN_MESSAGES`] long, up to a gap.
 fn run(
     cursor: &mut Cursor,
     settings: &KafkaSettings,
     range: Range,
     deadline: Instant,
 ) -> Result<Option<Run>, LogError> {
-    let mut run = Run::default();
-    let rows = |run: &Run| range.from + run.rows.len() as u64;
-    while rows(&run) < range.to {
+    let mut run = Run { next: range.from, ..Run::default() };
+    while run.next < range.to {
         match cursor.step(range.to, left(deadline))? {
+            Step::Message(message, _) if !run.rows.is_empty() && message.offset() != run.next => {
+                cursor.put_back(message);
+                break;
+            }
             Step::Message(message, log_time) => {
-                while rows(&run) < message.offset() {
-                    run.absent();
-                }
                 run.push(&message, log_time, settings.message_bytes_max);
             }
-            Step::Nothing => {
-                while rows(&run) < range.to {
-                    run.absent();
-                }
-            }
+            // Of a run that has begun the next one says so again.
+            Step::Nothing if !run.rows.is_empty() => break,
+            Step::Nothing => run.next = range.to,
             Step::Gone => return Ok(None),
             Step::Waiting => in_time(deadline, settings, range)?,
         }

@@ -15,7 +15,7 @@
 //! never change: all copies of an event must meet in one partition.
 
 use crate::{
-    disk::{Access, Disk, create_whole, read_small},
+    disk::{Access, Disk, RealDisk, create_whole, read_small},
     recover::cannot_read,
 };
 use std::{io::ErrorKind, path::Path};
@@ -41,6 +41,21 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// The one of a directory that holds no embedded log, made if it is not there: for a log that is
+    /// elsewhere. Whoever calls this has seen to it that no other process does so at the same time.
+    ///
+    /// # Errors
+    /// When it cannot be read or made, or is damaged.
+    pub fn of_directory(dir: &Path, partitions: u16) -> Result<Identity, LogError> {
+        let disk = RealDisk;
+        if let Some(identity) = Identity::load(&disk, dir)? {
+            return Ok(identity);
+        }
+        let identity = Identity::random(partitions)?;
+        identity.store(&disk, dir)?;
+        Ok(identity)
+    }
+
     /// The installation's name in hex.
     pub fn installation_hex(&self) -> String {
         hex(&self.installation)

@@ -9,7 +9,7 @@ use super::{
 use crate::{Decoder, Format, Message, MessageDecoder, Rules};
 use trueup_operators::{
     event::{SCHEMA_VERSION, columns},
-    log::Frame,
+    log::{Append, Frame, Topic},
     time::LogTime,
 };
 
@@ -31,14 +31,14 @@ const BROKEN: [(&str, &str); 9] = [
 ];
 
 fn frame(payload: arrow_buffer::Buffer, records: usize) -> Frame {
-    Frame {
+    let append = Append {
+        topic: Topic::Events,
         partition: 0,
-        offset: 0,
-        log_time: LogTime(LOG_TIME_US),
         schema_version: SCHEMA_VERSION,
         records: records as u32,
         payload,
-    }
+    };
+    append.into_frame(0, LogTime(LOG_TIME_US))
 }
 
 fn good(random: &mut Random, number: usize) -> String {
@@ -182,4 +182,27 @@ fn the_future_is_reckoned_from_the_log_time_of_each_message() {
     let made = rows(&[frame(decoder.frame(&messages).unwrap(), 3)], 1);
     let broken: Vec<bool> = made.iter().map(|row| row[columns::SCHEMA_VERSION] == "0").collect();
     assert_eq!(broken, [false, true, false]);
+}
+
+#[test]
+fn a_click_that_another_collector_took_as_invalid_is_born_so() {
+    let text = |more: &str| {
+        format!(
+            r#"{{"eventId":"e","eventType":"click","occurredAt":"2026-09-21T14:00:00Z","campaignId":"c","adId":"a"{more}}}"#
+        )
+    };
+    let texts = [
+        text(r#","invalidReason":"prefetch""#),
+        text(r#","invalidReason":"because""#),
+        text(r#","invalidReason":7"#),
+        text(""),
+    ];
+    let message =
+        |text| Message { log_time_us: LOG_TIME_US, payload: str::as_bytes(text), foreign: None };
+    let messages: Vec<Message<'_>> = texts.iter().map(|text| message(text)).collect();
+    let mut decoder = MessageDecoder::new(KEY, SKEW_US);
+    let made = rows(&[frame(decoder.frame(&messages).unwrap(), 4)], 1);
+    let reasons: Vec<_> =
+        made.iter().map(|row| row.get(columns::INVALID_REASON).map(String::as_str)).collect();
+    assert_eq!(reasons, [Some("prefetch"), None, None, None]);
 }
