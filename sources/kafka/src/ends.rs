@@ -66,6 +66,9 @@ struct Partition {
     end: u64,
     complete_to: LogTime,
     seen: Seen,
+    /// Whether its leader has ever said where it begins, and where it ends.
+    begins: bool,
+    ends: bool,
 }
 
 fn is_fresh(at: Option<Instant>, within: Duration) -> bool {
@@ -85,11 +88,11 @@ impl Ends {
     /// Something was read or delivered, and had these sizes.
     pub(crate) fn note_seen(&self, topic: Topic, partition: u16, seen: Seen) {
         let mut known = self.0[topic as usize].known.write();
-        if let Some(partition) = known.partitions.get_mut(usize::from(partition)) {
-            partition.seen.offsets += seen.offsets;
-            partition.seen.records += seen.records;
-            partition.seen.bytes += seen.bytes;
-        }
+        known.grow(partition + 1);
+        let all = &mut known.partitions[usize::from(partition)].seen;
+        all.offsets += seen.offsets;
+        all.records += seen.records;
+        all.bytes += seen.bytes;
     }
 
     /// The end of a partition as it is known, without asking.
@@ -144,6 +147,33 @@ impl Ends {
         known.partitions.get(usize::from(partition)).map_or(0, |p| p.first)
     }
 
+    /// Waits until every partition has said where it begins and ends: before that, a log that is
+    /// full would look empty.
+    pub(crate) fn learn(
+        &self,
+        settings: &KafkaSettings,
+        topics: &Topics,
+        (client, clock): (&BaseConsumer<Traced>, &Clock),
+    ) -> Result<(), LogError> {
+        let deadline = Instant::now() + ms(settings.open_timeout_ms);
+        for topic in Topic::ALL {
+            let of = &self.0[topic as usize];
+            let (name, count) = (settings.topic(topic), topics.partitions(topic));
+            loop {
+                of.ask_ends(name, count, settings, (client, clock));
+                of.ask_first(name, count, settings, client);
+                if of.known.read().partitions.iter().all(|p| p.begins && p.ends) {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    return Err(unavailable(format!("{name} does not say how far it is")));
+                }
+                std::thread::sleep(ms(50));
+            }
+        }
+        Ok(())
+    }
+
     /// Asks for the first offsets now, whatever is known.
     pub(crate) fn forget_first(&self, topic: Topic) {
         self.0[topic as usize].known.write().first_at = None;
@@ -173,6 +203,7 @@ impl TopicEnds {
                 for (partition, offset) in known.partitions.iter_mut().zip(offsets) {
                     let Some(offset) = offset else { continue };
                     partition.end = partition.end.max(offset);
+                    partition.ends = true;
                     partition.complete_to = partition.complete_to.max(LogTime(time_ms * 1_000));
                 }
             }
@@ -201,6 +232,7 @@ impl TopicEnds {
                 known.first_at = Some(Instant::now());
                 for (partition, offset) in known.partitions.iter_mut().zip(offsets) {
                     partition.first = partition.first.max(offset.unwrap_or(0));
+                    partition.begins |= offset.is_some();
                 }
             }
             Err(error) => {

@@ -34,6 +34,7 @@ mod outbox;
 mod queue;
 mod reader;
 mod settings;
+mod spool;
 mod topics;
 
 pub use headers::{RECORDS_HEADER, SCHEMA_HEADER};
@@ -42,3 +43,4 @@ pub use log::KafkaLog;
 pub use settings::{
     Clock, Create, Encoding, KafkaSettings, MESSAGE_BYTES_LIMIT, RUN_MESSAGES, system_clock,
 };
+pub use spool::{Spool, SpoolSettings, SpoolStatus};

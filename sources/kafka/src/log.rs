@@ -75,6 +75,7 @@ impl KafkaLog {
         let reader = Reader::open(&settings, json.clone())?;
         let topics = Arc::new(Topics::open(&settings, &reader.back)?);
         let ends = Arc::new(Ends::new());
+        ends.learn(&settings, &topics, (&reader.back, &clock))?;
         let outbox = Outbox::open(&settings, Arc::clone(&topics), Arc::clone(&ends), json)?;
         let (stopped, stop) = (Mutex::new(false), Condvar::new());
         let shared =

@@ -9,6 +9,8 @@
 
 mod contract;
 mod foreign;
+mod json;
 mod outage;
 mod partitions;
+mod spool;
 mod world;

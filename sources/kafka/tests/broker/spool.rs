@@ -1,0 +1,275 @@
+//! The spool: what is acknowledged while brokers are away reaches them later, in order.
+
+use crate::world::{alone, await_end, beside, broker_count, control, open, settings, until};
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        mpsc::{Receiver, channel},
+    },
+    time::{Duration, Instant},
+};
+use trueup_kafka::{KafkaLog, KafkaSettings, Spool, SpoolSettings, system_clock};
+use trueup_operators::log::{Append, Appended, Log, LogError, Topic, append_and_wait, contract};
+
+fn spool(kafka: &Arc<KafkaLog>, dir: &Path, settings: SpoolSettings) -> Arc<Spool> {
+    Arc::new(Spool::open(Arc::clone(kafka), dir, settings, system_clock()).unwrap())
+}
+
+fn small() -> SpoolSettings {
+    let segment_bytes_max = 64 << 10;
+    SpoolSettings { segment_bytes_max, away_after_ms: 300, ..SpoolSettings::default() }
+}
+
+fn quick(settings: KafkaSettings) -> KafkaSettings {
+    KafkaSettings {
+        delivery_timeout_ms: 2_000,
+        ends_timeout_ms: 300,
+        read_timeout_ms: 60_000,
+        ..settings
+    }
+}
+
+fn numbered(nth: u64) -> Append {
+    let mut payload = nth.to_le_bytes().to_vec();
+    payload.extend(contract::payload(nth, 700));
+    contract::append(Topic::Events, (nth % 3) as u16, &payload)
+}
+
+fn number(payload: &[u8]) -> u64 {
+    u64::from_le_bytes(payload[..8].try_into().unwrap())
+}
+
+type Answers = Receiver<(u64, Result<Vec<Appended>, LogError>)>;
+
+/// Appends numbers without waiting.
+fn send(log: &dyn Log, numbers: std::ops::Range<u64>) -> Answers {
+    let (send, receive) = channel();
+    for nth in numbers {
+        let send = send.clone();
+        let done = Box::new(move |result| send.send((nth, result)).unwrap());
+        log.append(vec![numbered(nth)], done).unwrap();
+    }
+    receive
+}
+
+fn all_well(answers: Answers) -> u64 {
+    answers.iter().map(|(nth, result)| assert!(result.is_ok(), "{nth}: {result:?}")).count() as u64
+}
+
+/// The numbers in each partition of Kafka, in order.
+fn numbers(log: &KafkaLog) -> Vec<Vec<u64>> {
+    let of = |partition| contract::all(log, Topic::Events, partition);
+    (0..3).map(|p| of(p).iter().map(|f| number(&f.payload)).collect()).collect()
+}
+
+/// That Kafka has all numbers below `end`, and each first time in order; how many are repeats.
+fn assert_all(log: &KafkaLog, end: u64) -> usize {
+    until("the ends are known", || {
+        log.ends(Topic::Events).iter().map(|at| at.offset).sum::<u64>() >= end
+    });
+    let mut repeats = 0;
+    for (partition, found) in (0..3).zip(numbers(log)) {
+        let mut seen = BTreeSet::new();
+        let first: Vec<u64> = found.iter().copied().filter(|n| seen.insert(*n)).collect();
+        let wanted: Vec<u64> = (0..end).filter(|n| n % 3 == partition).collect();
+        assert_eq!(first, wanted, "partition {partition}");
+        repeats += found.len() - wanted.len();
+    }
+    repeats
+}
+
+#[test]
+fn a_spool_in_front_of_kafka_is_a_log_as_any_other() {
+    let _beside = beside();
+    let dir = tempfile::tempdir().unwrap();
+    let kafka = Arc::new(open(&settings()));
+    let spool = spool(&kafka, dir.path(), small());
+    contract::holds(&*spool);
+    let status = spool.status();
+    assert!(!status.away && status.drained_frames == 0, "all of it went to Kafka: {status:?}");
+}
+
+#[test]
+fn while_kafka_is_away_the_spool_takes_everything_and_then_drains_in_order() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let kafka = Arc::new(open(&quick(settings())));
+    let spool = spool(&kafka, dir.path(), small());
+    assert_eq!(all_well(send(&*spool, 0..300)), 300);
+    (1..=broker_count()).for_each(|broker| control("freeze", broker));
+    // Before anyone has noticed, and after.
+    let began = Instant::now();
+    assert_eq!(all_well(send(&*spool, 300..600)), 300);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let began = Instant::now();
+    assert_eq!(all_well(send(&*spool, 600..2_000)), 1_400);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    let status = spool.status();
+    assert!(status.away && status.away_since.is_some(), "{status:?}");
+    assert_eq!(status.waiting_frames, 1_700);
+    assert!(status.waiting_bytes > 1_700 * 768 && status.waiting_since.is_some(), "{status:?}");
+    until("the drain is in trouble", || spool.status().trouble.is_some());
+    (1..=broker_count()).for_each(|broker| control("thaw", broker));
+    // Load goes on while it drains and returns.
+    let mut next = 2_000;
+    until("it is back", || {
+        assert_eq!(all_well(send(&*spool, next..next + 30)), 30);
+        next += 30;
+        !spool.status().away
+    });
+    let at = append_and_wait(&*spool, vec![numbered(next)]).unwrap();
+    await_end(&*kafka, Topic::Events, (next % 3) as u16, at[0].offset + 1);
+    let status = spool.status();
+    assert_eq!((status.waiting_frames, status.waiting_bytes, status.trouble), (0, 0, None));
+    assert!(status.drained_frames >= 1_700);
+    let repeats = assert_all(&kafka, next + 1);
+    println!("{} appended, {repeats} of them twice", next + 1);
+    let journal = std::fs::read_dir(dir.path().join("journal")).unwrap();
+    assert!(journal.count() <= 4, "drained segments are deleted");
+}
+
+#[test]
+fn a_full_spool_is_busy_and_takes_again_when_it_drains() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let kafka = Arc::new(open(&quick(settings())));
+    let spool = spool(&kafka, dir.path(), SpoolSettings { spool_bytes_max: 200_000, ..small() });
+    (1..=broker_count()).for_each(|broker| control("freeze", broker));
+    append_and_wait(&*spool, vec![numbered(0)]).unwrap();
+    let mut next = 1;
+    let busy = loop {
+        match append_and_wait(&*spool, vec![numbered(next)]) {
+            Ok(_) => next += 1,
+            Err(error) => break error,
+        }
+    };
+    match busy {
+        LogError::Busy { waiting_bytes, limit_bytes: 200_000 } => {
+            assert!((190_000..=200_000).contains(&waiting_bytes), "{waiting_bytes}");
+        }
+        other => panic!("{other:?}"),
+    }
+    (1..=broker_count()).for_each(|broker| control("thaw", broker));
+    until("it is drained", || !spool.status().away);
+    for _ in 0..300 {
+        append_and_wait(&*spool, vec![numbered(next)]).unwrap();
+        next += 1;
+    }
+    assert_all(&kafka, next);
+}
+
+#[test]
+fn what_waits_is_sent_by_the_next_process() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = quick(settings());
+    let kafka = Arc::new(open(&settings));
+    let first = spool(&kafka, dir.path(), small());
+    (1..=broker_count()).for_each(|broker| control("freeze", broker));
+    assert_eq!(all_well(send(&*first, 0..500)), 500);
+    let before = first.status();
+    drop((first, kafka));
+    (1..=broker_count()).for_each(|broker| control("thaw", broker));
+    let kafka = Arc::new(open(&settings));
+    let second = spool(&kafka, dir.path(), small());
+    assert_eq!(before.waiting_frames, 500);
+    // What comes now stays behind what waits.
+    assert_eq!(all_well(send(&*second, 500..600)), 100);
+    until("it is drained", || !second.status().away);
+    assert_all(&kafka, 600);
+    assert_eq!(second.status().waiting_bytes, 0);
+}
+
+#[test]
+fn pixels_are_acknowledged_by_the_spool_and_arrive() {
+    let _beside = beside();
+    let dir = tempfile::tempdir().unwrap();
+    let kafka = Arc::new(open(&settings()));
+    let spool = spool(&kafka, dir.path(), small());
+    let pixels = spool.spooled_first();
+    for nth in 0..300 {
+        let log: &dyn Log = if nth % 2 == 0 { &*pixels } else { &*spool };
+        append_and_wait(log, vec![numbered(nth)]).unwrap();
+        assert!(!spool.status().away, "pixels do not lead the others astray");
+    }
+    until("all are in Kafka", || spool.status().waiting_frames == 0);
+    assert_eq!(spool.status().drained_frames, 150);
+    let mut found = numbers(&kafka).concat();
+    found.sort_unstable();
+    assert_eq!(found, (0..300).collect::<Vec<_>>());
+}
+
+/// Not a test of its own: the process that the next test kills, when it is told where to work.
+fn be_killed(dir: &Path) -> ! {
+    let topics = std::env::var("TRUEUP_SPOOL_TOPICS").unwrap();
+    let kafka = Arc::new(open(&KafkaSettings { create: None, ..named(&topics) }));
+    let spool = spool(&kafka, dir, small());
+    let first: u64 = std::env::var("TRUEUP_SPOOL_FIRST").unwrap().parse().unwrap();
+    for nth in first.. {
+        let done = Box::new(move |result: Result<_, LogError>| {
+            result.unwrap();
+            println!("acknowledged {nth}");
+        });
+        if spool.append_spooled(vec![numbered(nth)], done).is_err() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if nth % 50 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    unreachable!("it is killed");
+}
+
+fn named(name: &str) -> KafkaSettings {
+    KafkaSettings {
+        events_topic: format!("{name}-events"),
+        verdicts_topic: format!("{name}-verdicts"),
+        metadata_topic: format!("{name}-metadata"),
+        remap_topic: format!("{name}-remap"),
+        ..settings()
+    }
+}
+
+#[test]
+fn a_process_killed_while_it_drains_loses_nothing_that_it_acknowledged() {
+    if let Ok(dir) = std::env::var("TRUEUP_SPOOL_DIR") {
+        be_killed(&PathBuf::from(dir));
+    }
+    let _beside = beside();
+    let dir = tempfile::tempdir().unwrap();
+    let topics = crate::world::unique("killed");
+    let settings = named(&topics);
+    let kafka = Arc::new(open(&settings));
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..4 {
+        let first: u64 = acknowledged.last().map_or(0, |last| last + 1_000_000);
+        let name = "spool::a_process_killed_while_it_drains_loses_nothing_that_it_acknowledged";
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env("TRUEUP_SPOOL_DIR", dir.path())
+            .env("TRUEUP_SPOOL_TOPICS", &topics)
+            .env("TRUEUP_SPOOL_FIRST", first.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let number = |line: String| line.strip_prefix("acknowledged ")?.parse::<u64>().ok();
+        // At another place in each round; the drain runs all the time.
+        let enough = 200 + round * 700;
+        let heard = lines.by_ref().map_while(Result::ok).filter_map(number).take(enough);
+        acknowledged.extend(heard);
+        child.kill().unwrap();
+        acknowledged.extend(lines.map_while(Result::ok).filter_map(number));
+        child.wait().unwrap();
+    }
+    let spool = spool(&kafka, dir.path(), small());
+    println!("{} acknowledged, {:?}", acknowledged.len(), spool.status());
+    until("it is drained", || spool.status().waiting_frames == 0);
+    let found: BTreeSet<u64> = numbers(&kafka).concat().into_iter().collect();
+    let lost: Vec<_> = acknowledged.difference(&found).collect();
+    assert!(acknowledged.len() > 3_000 && lost.is_empty(), "{lost:?}");
+}
