@@ -3,9 +3,10 @@
 //!
 //! Durations are text (`500ms`, `5m`, `24h`, `7d`), sizes are text or bytes (`256MiB`, `4096`).
 
+use crate::open_log::OpenLog;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
-use trueup_operators::{access::Token, rollup::RollupSpec, time::Lateness};
+use trueup_operators::{access::Token, log::LogError, rollup::RollupSpec, time::Lateness};
 
 /// All of it, with every default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -337,6 +338,13 @@ impl Config {
                 self.server.listen
             ));
         }
+        let Kafka { delivery_timeout, read_timeout, .. } = &self.kafka;
+        for (key, value) in [("delivery_timeout", delivery_timeout), ("read_timeout", read_timeout)]
+        {
+            if !(1..=3_600).contains(&value.0.as_secs()) {
+                return error(format!("`kafka.{key}` is {value}; give 1s to 1h"));
+            }
+        }
         self.collector().check().map_err(|e| ConfigError(format!("`[limits]`: {e}")))?;
         trueup_operators::rollup::check_ad_rollups(&self.rollups, crate::ads::AD_DIMENSIONS_MAX)
             .map_err(|problem| ConfigError(problem.to_string()))
@@ -382,6 +390,72 @@ impl Config {
         }
     }
 
+    /// Opens the log to run on it.
+    ///
+    /// # Errors
+    /// When it cannot be opened; `Invalid` when this program has no such log.
+    pub fn open_log(&self) -> Result<OpenLog, LogError> {
+        match self.log.kind {
+            LogKind::Embedded => OpenLog::embedded(&self.data_dir, self.journal()),
+            #[cfg(feature = "kafka")]
+            LogKind::Kafka => OpenLog::kafka(&self.data_dir, self.kafka()),
+            #[cfg(not(feature = "kafka"))]
+            LogKind::Kafka => Err(no_kafka()),
+        }
+    }
+
+    /// Opens the log to read it.
+    ///
+    /// # Errors
+    /// As [`Config::open_log`].
+    pub fn open_log_read_only(&self) -> Result<OpenLog, LogError> {
+        match self.log.kind {
+            LogKind::Embedded => OpenLog::embedded_read_only(&self.data_dir),
+            #[cfg(feature = "kafka")]
+            LogKind::Kafka => OpenLog::kafka_read_only(&self.data_dir, self.kafka()),
+            #[cfg(not(feature = "kafka"))]
+            LogKind::Kafka => Err(no_kafka()),
+        }
+    }
+
+    /// How Kafka is used.
+    #[cfg(feature = "kafka")]
+    fn kafka(&self) -> crate::open_log::KafkaSource {
+        use trueup_kafka::{Create, Encoding, KafkaSettings, SpoolSettings};
+        use trueup_operators::{event::SCHEMA_VERSION, remap::REMAP_VERSION};
+        let kafka = &self.kafka;
+        let create = kafka.create_topics.then_some(Create {
+            partitions: self.log.partitions,
+            replication_factor: kafka.replication_factor,
+            retention_ms: None,
+        });
+        let settings = KafkaSettings {
+            brokers: kafka.brokers.clone(),
+            events_topic: kafka.events_topic.clone(),
+            verdicts_topic: kafka.verdicts_topic.clone(),
+            metadata_topic: kafka.metadata_topic.clone(),
+            remap_topic: kafka.remap_topic.clone(),
+            encoding: match kafka.encoding {
+                KafkaEncoding::Batch => Encoding::Batch,
+                KafkaEncoding::Json => Encoding::Json,
+            },
+            create,
+            schema_versions: [SCHEMA_VERSION, 1, 1, REMAP_VERSION],
+            message_bytes_max: kafka.message_bytes_max.0 as usize,
+            queue_bytes_max: self.log.queue_bytes_max.0,
+            delivery_timeout_ms: kafka.delivery_timeout.ms(),
+            read_timeout_ms: kafka.read_timeout.ms(),
+            ..KafkaSettings::default()
+        };
+        let spool = SpoolSettings {
+            spool_bytes_max: kafka.spool_bytes_max.0,
+            fsync: self.journal().fsync,
+            ..SpoolSettings::default()
+        };
+        let future_skew_us_max = self.time.future_skew_max.us();
+        crate::open_log::KafkaSource { settings, spool, future_skew_us_max }
+    }
+
     /// How the embedded log is kept.
     pub fn journal(&self) -> trueup_log::Settings {
         trueup_log::Settings {
@@ -395,6 +469,12 @@ impl Config {
             },
         }
     }
+}
+
+#[cfg(not(feature = "kafka"))]
+fn no_kafka() -> LogError {
+    let reason = "`log.kind` is \"kafka\", and this program was built without the feature `kafka`";
+    LogError::Invalid { reason: reason.into() }
 }
 
 /// Adds the nearest known key to serde's message about an unknown one.
@@ -439,6 +519,11 @@ const SPANS: [(&str, u64); 6] = [
 ];
 
 impl Span {
+    /// In whole ms.
+    pub fn ms(self) -> u64 {
+        self.us() as u64 / 1_000
+    }
+
     /// In µs.
     pub fn us(self) -> i64 {
         // `FromStr` takes nothing longer than an i64 holds.

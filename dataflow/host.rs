@@ -173,18 +173,33 @@ impl Host {
         views: ViewSettings,
     ) -> Result<Host, HostError> {
         check(&job.rollups(), N)?;
-        let log = OpenLog::embedded(dir, log)?;
+        Host::open_on(dir, OpenLog::embedded(dir, log)?, job, engine, views)
+    }
+
+    /// The same, on a log that is open already; the directory holds what else a job keeps.
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn open_on<J: Job<N>, const N: usize>(
+        dir: &Path,
+        log: OpenLog,
+        job: J,
+        engine: EngineSettings,
+        views: ViewSettings,
+    ) -> Result<Host, HostError> {
+        check(&job.rollups(), N)?;
         Decided::new(&engine.lateness, &job.rollups()).hold(dir)?;
         Host::on(log, job, engine, views)
     }
 
-    /// Opens a directory to go through the epochs that it holds, up to one of them or all, next to
-    /// a running server or without one: changes nothing, closes no epoch.
+    /// Goes through the epochs that a log holds, up to one of them or all, next to a running server
+    /// or without one: changes nothing, closes no epoch.
     ///
     /// # Errors
     /// As [`Host::open`].
     pub fn replay<J: Job<N>, const N: usize>(
         dir: &Path,
+        log: OpenLog,
         job: J,
         mut engine: EngineSettings,
         views: ViewSettings,
@@ -192,7 +207,6 @@ impl Host {
     ) -> Result<Host, HostError> {
         check(&job.rollups(), N)?;
         Decided::new(&engine.lateness, &job.rollups()).check(dir)?;
-        let log = OpenLog::embedded_read_only(dir)?;
         engine.epochs.cut = Cut::Replay { upto };
         Host::on(log, job, engine, views)
     }
@@ -229,7 +243,7 @@ impl Host {
     pub fn send<E: Event>(&self, events: &[E]) -> Result<(), HostError> {
         self.check_times(events)?;
         let key = self.key();
-        let log = &**self.log.log();
+        let log = &**self.log.intake();
         let partitions = log.partitions(Topic::Events);
         let mut parts: Vec<Vec<&E>> = (0..partitions).map(|_| Vec::new()).collect();
         for event in events {

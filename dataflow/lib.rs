@@ -23,6 +23,8 @@ pub mod epochs;
 pub mod flow;
 pub mod host;
 pub mod ipc;
+#[cfg(feature = "kafka")]
+mod json_events;
 pub mod life;
 pub mod node;
 pub mod open_log;

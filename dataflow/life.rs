@@ -75,7 +75,7 @@ pub fn earliest(frame: &Frame) -> Result<Option<i64>, String> {
 }
 
 /// The fields of a row under their outside names; hashes are not shown.
-fn fields(batch: &RecordBatch, row: usize) -> Map<String, Value> {
+pub(crate) fn fields(batch: &RecordBatch, row: usize) -> Map<String, Value> {
     let mut fields = Map::new();
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let name = field.name().as_str();

@@ -14,7 +14,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use trueup_collector::{Collector, Pressure};
+use trueup_collector::{Collector, Logs, Pressure};
 use trueup_operators::{
     access::Access,
     change::Counts,
@@ -102,10 +102,11 @@ impl Node {
     pub fn open(config: Config, access: Arc<Access>) -> Result<Arc<Node>, NodeError> {
         let metrics = recorder()?;
         let job = AdJob { rollups: config.rollups.clone() };
-        let host = Host::open_with::<AdJob, AD_DIMENSIONS_MAX>(
+        let log = config.open_log().map_err(crate::host::HostError::Log)?;
+        let host = Host::open_on::<AdJob, AD_DIMENSIONS_MAX>(
             &config.data_dir,
+            log,
             job,
-            config.journal(),
             config.engine(),
             config.views(),
         )?;
@@ -126,7 +127,11 @@ impl Node {
         });
         let pressure = Arc::new(Behind(Arc::downgrade(&node)));
         let clock = Arc::new(|| jiff::Timestamp::now().as_microsecond());
-        let collector = Collector::new(log, key, access, settings, pressure, clock)?;
+        let logs = Logs {
+            intake: Arc::clone(node.host.log().intake()),
+            answering: Arc::clone(node.host.log().answering()),
+        };
+        let collector = Collector::new(logs, key, access, settings, pressure, clock)?;
         if node.collector.set(collector).is_err() {
             unreachable!("the node was made above");
         }

@@ -4,7 +4,7 @@ use super::{Failure, remote::Remote};
 use crate::{
     ads::AD_DIMENSIONS_MAX,
     cli::{Doctor, Range, Replay, Verify},
-    config::Config,
+    config::{Config, LogKind},
     decided::Decided,
     host::Host,
     remap::{self, Cursor},
@@ -48,11 +48,10 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
             (served, Some(aside), None)
         }
     };
-    let (journal, _) =
-        Journal::open_read_only(&config.data_dir).map_err(|e| Failure::Use(e.to_string()))?;
-    check_installation(installation, journal.identity(), &config)?;
+    let log = config.open_log_read_only().map_err(|e| Failure::Use(e.to_string()))?;
+    check_installation(installation, log.identity(), &config)?;
     let settings = VerifySettings { lateness: config.lateness(), rollups: config.rollups.clone() };
-    let recomputed = verify::recompute(&journal, &settings, Some(served.epoch))
+    let recomputed = verify::recompute(&**log.log(), &settings, Some(served.epoch))
         .map_err(|e| Failure::Use(e.to_string()))?;
     if command.server.is_some() {
         // What a server no longer keeps it cannot show.
@@ -158,8 +157,10 @@ fn visible(remote: &Remote, config: &Config) -> Result<(Epoch, Dimensions, Strin
 /// The log through the engine again, up to an epoch or to its last one.
 fn again(config: &Config, upto: Option<Epoch>) -> Result<Host, Failure> {
     let job = AdJob { rollups: config.rollups.clone() };
+    let log = config.open_log_read_only().map_err(|e| Failure::Use(e.to_string()))?;
     let host = Host::replay::<AdJob, AD_DIMENSIONS_MAX>(
         &config.data_dir,
+        log,
         job,
         config.engine(),
         config.views(),
@@ -287,6 +288,12 @@ fn touched(command: &Replay, host: &Host) -> Result<Range, Failure> {
 /// 1 when something is not as it was written, 2 when the directory cannot be read.
 pub fn doctor(command: &Doctor) -> Result<(), Failure> {
     let config = command.common.load()?;
+    if config.log.kind != LogKind::Embedded {
+        return Err(Failure::Use(
+            "the doctor looks at embedded logs; `log.kind` is another: ask Kafka's own tools"
+                .into(),
+        ));
+    }
     let repair = if command.repair { Repair::CutTornWrite } else { Repair::Nothing };
     let report =
         trueup_log::check(&config.data_dir, repair).map_err(|e| Failure::Use(e.to_string()))?;

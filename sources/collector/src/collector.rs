@@ -79,8 +79,29 @@ pub(crate) struct Desk {
     pub(crate) inflater: Inflater,
 }
 
+/// Where the collector appends.
+pub struct Logs {
+    /// What is sent in bodies: durable when it is acknowledged, refused while that cannot be.
+    pub intake: Arc<dyn Log>,
+    /// What comes by pixels, which are answered whatever happens.
+    pub answering: Arc<dyn Log>,
+}
+
+impl<L: Log> From<Arc<L>> for Logs {
+    fn from(log: Arc<L>) -> Logs {
+        Logs { intake: Arc::clone(&log) as Arc<dyn Log>, answering: log }
+    }
+}
+
+impl From<Arc<dyn Log>> for Logs {
+    fn from(log: Arc<dyn Log>) -> Logs {
+        Logs { intake: Arc::clone(&log), answering: log }
+    }
+}
+
 pub(crate) struct Inner {
     pub(crate) log: Arc<dyn Log>,
+    pub(crate) answering: Arc<dyn Log>,
     pub(crate) key: HashKey,
     pub(crate) access: Arc<Access>,
     pub(crate) settings: Settings,
@@ -104,7 +125,7 @@ impl Collector {
     /// # Errors
     /// When a setting cannot be used, or the metadata cannot be read.
     pub fn new(
-        log: Arc<dyn Log>,
+        logs: impl Into<Logs>,
         key: HashKey,
         access: Arc<Access>,
         settings: Settings,
@@ -112,6 +133,7 @@ impl Collector {
         clock: Clock,
     ) -> Result<Collector, StartError> {
         settings.check()?;
+        let Logs { intake: log, answering } = logs.into();
         let metadata = Arc::new(Metadata::replay(&*log, settings.metadata_entries_max)?);
         let threads = settings.decode_threads();
         let now_us = clock();
@@ -130,6 +152,7 @@ impl Collector {
             desks: Pool::new(threads),
             rejected: AtomicU64::new(0),
             log,
+            answering,
             key,
             access,
             settings,

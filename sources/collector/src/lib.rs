@@ -53,7 +53,7 @@ mod wide;
 #[cfg(test)]
 mod tests;
 
-pub use collector::{Clock, Collector, NoPressure, Pressure, StartError};
+pub use collector::{Clock, Collector, Logs, NoPressure, Pressure, StartError};
 pub use decode::{AdvertiserOf, Decoded, Decoder, Format, Rules};
 pub use fault::EventError;
 pub use messages::{Message, MessageDecoder};

@@ -99,7 +99,7 @@ async fn flush(inner: Arc<Inner>, group: Vec<Waiting>) {
 async fn append_group(inner: &Arc<Inner>, events: &[Single]) -> Result<Vec<EventError>, Problem> {
     let decoded = decode_group(inner, events)?;
     if !decoded.frames.is_empty() {
-        append(&inner.log, decoded.frames).await?;
+        append(&inner.answering, decoded.frames).await?;
     }
     Metric::EventsAccepted.add(decoded.accepted);
     inner.count_rejected(&decoded.reasons);

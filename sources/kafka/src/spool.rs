@@ -255,6 +255,10 @@ fn bytes_on_disk(frame: &Frame) -> u64 {
 }
 
 impl Log for Spool {
+    fn is_shared(&self) -> bool {
+        self.shared.kafka.is_shared()
+    }
+
     fn partitions(&self, topic: Topic) -> u16 {
         self.shared.kafka.partitions(topic)
     }
@@ -288,8 +292,8 @@ impl Log for Spool {
         self.shared.kafka.offset_at(topic, partition, time)
     }
 
-    fn place(&self, topic: Topic, offset: u64, row: u16) -> (u64, u16) {
-        self.shared.kafka.place(topic, offset, row)
+    fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
+        self.shared.kafka.frame_end(topic, offset)
     }
 }
 
@@ -297,6 +301,10 @@ impl Log for Spool {
 struct SpooledFirst(Arc<Spool>);
 
 impl Log for SpooledFirst {
+    fn is_shared(&self) -> bool {
+        self.0.is_shared()
+    }
+
     fn partitions(&self, topic: Topic) -> u16 {
         self.0.partitions(topic)
     }
@@ -328,8 +336,8 @@ impl Log for SpooledFirst {
         self.0.offset_at(topic, partition, time)
     }
 
-    fn place(&self, topic: Topic, offset: u64, row: u16) -> (u64, u16) {
-        self.0.place(topic, offset, row)
+    fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
+        self.0.frame_end(topic, offset)
     }
 }
 
