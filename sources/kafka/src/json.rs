@@ -2,7 +2,7 @@
 //! messages and messages become frames.
 //!
 //! A frame is a run of messages. It begins where it was asked for and ends before the next multiple
-//! of [`RUN_MESSAGES`](crate::RUN_MESSAGES) or at the end of the range, so the same range is cut the
+//! of [`RUN_MESSAGES`](crate::RUN_MESSAGES) or at the end of the range: the same range is cut the
 //! same way each time. Its row `r` is the message at `frame.offset + r`, always: an offset without
 //! a message and a message that is no event have rows as well, which the encoder fills with a
 //! placeholder. That is why a row that was read in one frame can be read back later as row 0 of
