@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 use trueup_operators::{
-    log::{Frame, Log, LogError, Topic},
+    log::{Frame, Log, Topic},
     money::PriceBasis,
 };
 

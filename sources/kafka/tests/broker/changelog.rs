@@ -27,11 +27,11 @@ fn settings(name: &str) -> ChangelogSettings {
 
 /// What a row is after an epoch: each epoch adds to a third of them.
 fn row_at(row: u64, epoch: u64) -> u64 {
-    (1..=epoch).filter(|epoch| (epoch + row) % 3 == 0).map(|epoch| epoch * (row + 1)).sum()
+    (1..=epoch).filter(|epoch| (epoch + row).is_multiple_of(3)).map(|epoch| epoch * (row + 1)).sum()
 }
 
 fn diffs(epoch: u64) -> Vec<Diff> {
-    let changed = (0..ROWS).filter(|row| (epoch + row) % 3 == 0);
+    let changed = (0..ROWS).filter(|row| (epoch + row).is_multiple_of(3));
     let value = |row, epoch| {
         let sum = row_at(row, epoch);
         (sum > 0).then(|| json!({ "clicks": sum }))
