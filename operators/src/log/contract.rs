@@ -71,9 +71,13 @@ pub fn all(log: &dyn Log, topic: Topic, partition: u16) -> Vec<Frame> {
 /// That the log holds these payloads of events, by partition, and nothing else.
 pub fn assert_holds(log: &dyn Log, expected: &[Vec<Vec<u8>>]) {
     for (partition, expected) in (0..).zip(expected) {
+        await_ends(log, Topic::Events, usize::from(partition), expected.len() as u64);
         let frames = all(log, Topic::Events, partition);
-        let found: Vec<&[u8]> = frames.iter().map(|frame| frame.payload.as_slice()).collect();
-        assert_eq!(found, expected.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        assert_eq!(frames.len(), expected.len(), "partition {partition}");
+        for (frame, expected) in frames.iter().zip(expected) {
+            let (offset, is_so) = (frame.offset, frame.payload.as_slice() == expected);
+            assert!(is_so, "partition {partition}, offset {offset}: another payload");
+        }
         for frame in &frames {
             assert_eq!((frame.partition, frame.foreign.clone()), (partition, None));
             assert_eq!((frame.schema_version, frame.records), (1, 1 + u32::from(partition)));

@@ -1,7 +1,7 @@
 //! Reading one partition with one consumer: where it stands, and going elsewhere.
 //!
-//! A cursor is cheap to go on from and dear to move: librdkafka fetches ahead in the background, and
-//! a seek throws that away. So every partition has two (`reader.rs`).
+//! A cursor is cheap to go on from and dear to move: librdkafka fetches ahead in the background,
+//! and a seek throws that away. So every partition has two (`reader.rs`).
 
 use crate::{
     clients::Traced,

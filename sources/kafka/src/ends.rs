@@ -1,7 +1,7 @@
 //! How far the partitions are, without asking the brokers all the time.
 //!
 //! The ends of all partitions of a topic are asked for at once: one ListOffsets request to each
-//! broker that leads some. They are taken as known for some milliseconds, or until something of ours
+//! broker that leads some. They are taken as known for some milliseconds or until something of ours
 //! was delivered. While no answer comes the last ones stand, with the time at which they were asked
 //! for: then nothing moves on, which is the truth. They never go back.
 //!

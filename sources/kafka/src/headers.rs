@@ -5,9 +5,9 @@
 //! trueup-records  how many records the payload holds, decimal, 0 to 65536
 //! ```
 //!
-//! Text, so that kcat and its like show them. Other headers are passed over. A message without them,
-//! or with others' words in them, is foreign: anyone may write to a shared topic, and one stray
-//! message must neither stop the run nor be lost.
+//! Text, so that kcat and its like show them. Other headers are passed over. A message without
+//! them, or with others' words in them, is foreign: anyone may write to a shared topic, and one
+//! stray message must neither stop the run nor be lost.
 
 use rdkafka::message::{Header, OwnedHeaders};
 use std::ffi::CStr;

@@ -24,6 +24,7 @@
 //!
 //! Queue, prefetched bytes, messages and waits have limits with names (`settings.rs`).
 
+mod changelog;
 mod clients;
 mod cursor;
 mod ends;
@@ -37,6 +38,7 @@ mod settings;
 mod spool;
 mod topics;
 
+pub use changelog::{Changelog, ChangelogSettings, Diff, Published};
 pub use headers::{RECORDS_HEADER, SCHEMA_HEADER};
 pub use json::{Body, Encoded, JsonEvents, JsonMessage, Row};
 pub use log::KafkaLog;

@@ -49,6 +49,16 @@ impl Message {
         self.raw().offset.max(0) as u64
     }
 
+    /// None if it has none.
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        let raw = self.raw();
+        if raw.key.is_null() {
+            return None;
+        }
+        // SAFETY: as for the payload.
+        Some(unsafe { std::slice::from_raw_parts(raw.key.cast(), raw.key_len) })
+    }
+
     /// None for a tombstone.
     pub(crate) fn payload(&self) -> Option<&[u8]> {
         let raw = self.raw();

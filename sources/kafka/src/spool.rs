@@ -10,9 +10,10 @@
 //!
 //! *Direct*: appends go to Kafka and are acknowledged by it. When a delivery fails, or one has had
 //! no answer for `away_after_ms`, or Kafka's queue is full, the spool is *away*: what has no answer
-//! and every later append goes into an embedded journal, which syncs and acknowledges it. The drain sends what the
-//! journal holds to Kafka, in order. When little is left the spool is *returning*: appends wait in
-//! memory until the last of the journal is in Kafka, then follow it, and the spool is direct again.
+//! and every later append goes into an embedded journal, which syncs and acknowledges it. The drain
+//! sends what the journal holds to Kafka, in order. When little is left the spool is *returning*:
+//! appends wait in memory until the last of the journal is in Kafka, then follow it, and the spool
+//! is direct again.
 //!
 //! What it promises:
 //!
@@ -20,9 +21,10 @@
 //! * what the journal acknowledged reaches Kafka, through crashes of this process as well;
 //! * what was appended later comes later in its partition, except that an append whose delivery
 //!   failed *after* others had gone to the journal stands behind them;
-//! * a frame may be sent twice: when it had no answer, or a bad one, and the brokers have it all the
-//!   same, and when this process ended between sending it and noting so. Dedupe by event id makes both harmless; for
-//!   anything else than events, verdicts and metadata, use the Kafka log itself.
+//! * a frame may be sent twice: when it had no answer, or a bad one, and the brokers have it all
+//!   the same, and when this process ended between sending it and noting so. Dedupe by event id
+//!   makes both harmless; for anything else than events, verdicts and metadata, use the Kafka log
+//!   itself.
 //!
 //! What is bounded: the journal by `spool_bytes_max` (then `Busy`), what waits in memory by the
 //! Kafka log's own queue.

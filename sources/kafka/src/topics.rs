@@ -201,13 +201,22 @@ fn make(
             .set("retention.ms", if topic == Topic::Remap { "-1" } else { &kept })
     });
     let new: Vec<NewTopic<'_>> = new.collect();
+    create_topics(&new, admin, deadline)
+}
+
+/// Makes topics, unless they are there.
+pub(crate) fn create_topics(
+    new: &[NewTopic<'_>],
+    admin: &AdminClient<Traced>,
+    deadline: Instant,
+) -> Result<(), LogError> {
     let options = AdminOptions::new()
         .request_timeout(Some(left(deadline)))
         .operation_timeout(Some(left(deadline)));
     let refused = |name: &str, error: &dyn std::fmt::Display| {
         invalid(format!("the topic {name:?} cannot be created: {error}"))
     };
-    let answers = block_on(admin.create_topics(&new, &options))
+    let answers = block_on(admin.create_topics(new, &options))
         .map_err(|error| unavailable(format!("topics cannot be created: {error}")))?;
     for answer in answers {
         match answer {

@@ -108,10 +108,14 @@ fn a_gap_is_known_to_be_one() {
     let log = open(&settings);
     append_and_wait(&log, vec![contract::append(Topic::Events, 0, b"ours")]).unwrap();
     // Offsets 1, 2 and the marker at 3; the aborted 4 and the marker at 5; 6 and the marker at 7.
-    transact(&settings.events_topic, 0, &[b"a", b"b"], true);
-    transact(&settings.events_topic, 0, &[b"never"], false);
-    transact(&settings.events_topic, 0, &[b"c"], true);
-    await_end(&log, Topic::Events, 0, 8);
+    // A marker is written some time after its transaction.
+    for (payloads, commit, end) in
+        [(&[b"a", b"b"][..], true, 4), (&[b"n"], false, 6), (&[b"c"], true, 8)]
+    {
+        let payloads: Vec<&[u8]> = payloads.iter().map(|p| &p[..]).collect();
+        transact(&settings.events_topic, 0, &payloads, commit);
+        await_end(&log, Topic::Events, 0, end);
+    }
     let read = |log: &KafkaLog, from, to| -> Vec<(u64, Vec<u8>)> {
         let frames = log.read(Topic::Events, 0, from, to, usize::MAX).unwrap();
         frames.iter().map(|f| (f.offset, f.payload.to_vec())).collect()

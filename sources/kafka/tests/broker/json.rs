@@ -122,7 +122,9 @@ fn what_others_write_is_read_and_what_is_no_event_has_its_row() {
     let topic = &settings.events_topic;
     produce(topic, &[stray(Some(b"{\"theirs\":1}")), stray(None)]);
     transact(topic, 0, &[b"in a transaction"], true);
+    await_end(&log, Topic::Events, 0, 4);
     transact(topic, 0, &[b"taken back", b"this too"], false);
+    await_end(&log, Topic::Events, 0, 7);
     append_and_wait(&log, vec![lines(0, &["ours".into()])]).unwrap();
     await_end(&log, Topic::Events, 0, 8);
     let wanted: Vec<(u64, String)> = (0..)

@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod changelog;
 mod contract;
 mod foreign;
 mod json;
