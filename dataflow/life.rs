@@ -17,6 +17,9 @@ use trueup_operators::{
     time::{LogTime, format_rfc3339},
 };
 
+/// Bytes of a message that is no event that are shown.
+const SHOWN_BYTES_MAX: usize = 1_024;
+
 /// Reads single events back from a log.
 pub struct Lives {
     log: Arc<dyn Log>,
@@ -36,6 +39,28 @@ impl Lives {
     /// Over this log.
     pub fn new(log: Arc<dyn Log>) -> Lives {
         Lives { log }
+    }
+
+    /// What to show of the event at a position. In a log that others append to that may be a
+    /// message that is no event: then what it is, and why it is none.
+    ///
+    /// # Errors
+    /// As [`Lives::at`].
+    pub fn shown(&self, position: Position) -> Result<Map<String, Value>, String> {
+        let Position { partition, offset, row } = position;
+        let frame = read_frame(&*self.log, Topic::Events, partition, offset);
+        let frame = frame.map_err(|e| e.to_string())?;
+        let fault = match (&frame.foreign, recorded(&frame, row.into())) {
+            (None, Ok(recorded)) => return Ok(recorded.event),
+            (None, Err(fault)) if !self.log.is_shared() => return Err(fault),
+            (None, Err(fault)) => fault,
+            (Some(foreign), _) => foreign.to_string(),
+        };
+        let shown = &frame.payload[..frame.payload.len().min(SHOWN_BYTES_MAX)];
+        let mut message = Map::new();
+        message.insert("message".into(), json!(String::from_utf8_lossy(shown)));
+        message.insert("fault".into(), json!(fault));
+        Ok(message)
     }
 
     /// The event at a position.

@@ -236,8 +236,18 @@ impl Node {
         // The views first: what arrives meanwhile is pending, never missing.
         let counts = self.host.tables().counts().map(|(_, counts)| counts).unwrap_or_default();
         let ends = self.log().ends(Topic::Events);
-        let accepted: u64 = ends.iter().map(|end| end.records).sum();
+        let appended: u64 = ends.iter().map(|end| end.records).sum();
         let decided: u64 = counts.fates.iter().sum();
+        // A log that others append to only estimates how many records it has; what the views have
+        // decided is certain, and if they have seen all of it there is nothing else.
+        let shown = self.host.engine().epochs().visible_row();
+        let behind = ends.iter().enumerate().any(|(partition, end)| {
+            shown.upto(Topic::Events, partition as u16).offset < end.offset
+        });
+        let accepted = match self.log().is_shared() && !behind {
+            true => decided,
+            false => appended.max(decided),
+        };
         let rejected = self.collector().rejected();
         let of = |fate: Fate| counts.fates[fate as usize];
         json!({
@@ -464,7 +474,7 @@ impl Pressure for Behind {
 
 impl ReadEvents for Node {
     fn event_json(&self, position: Position) -> Result<Value, String> {
-        self.lives.at(position).map(|recorded| Value::Object(recorded.event))
+        self.lives.shown(position).map(Value::Object)
     }
 }
 

@@ -42,6 +42,7 @@ mod replay;
 mod seed;
 mod server;
 mod sse;
+mod storm;
 mod subscribe;
 mod tidy;
 mod traffic;

@@ -1,0 +1,24 @@
+//! A server whose log is Kafka, against real brokers: what holds on the embedded log holds here,
+//! and when the brokers are away as well. `.ci/run kafka` starts brokers and says where they are
+//! (`TRUEUP_KAFKA_BROKERS`, `KAFKA_DIR`); without them these tests fail.
+//!
+//! Randomised tests print their seed; `TRUEUP_SEED` repeats a run. `TRUEUP_IT_EVENTS`,
+//! `TRUEUP_IT_KILLS` and `TRUEUP_IT_AWAY_S` make them larger.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(dead_code, reason = "what the end-to-end tests share is not all needed here")]
+
+#[path = "../it/client.rs"]
+mod client;
+#[path = "../it/seed.rs"]
+mod seed;
+#[path = "../it/server.rs"]
+mod server;
+#[path = "../it/storm.rs"]
+mod storm;
+#[path = "../it/traffic.rs"]
+mod traffic;
+
+mod away;
+mod brokers;
+mod chaos;
+mod foreign;
