@@ -136,10 +136,14 @@ fn fill(log: &KafkaLog, encoding: Encoding, events: u64) -> Result<(), Failed> {
 
 /// The sum of what threads do, each with its partitions.
 fn parallel(work: impl Fn(Vec<u16>) -> Result<u64, Failed> + Sync) -> Result<u64, Failed> {
+    let work = &work;
     std::thread::scope(|scope| {
-        let of = |thread| (0..PARTITIONS).filter(|p| p % THREADS == thread).collect::<Vec<_>>();
-        let threads: Vec<_> =
-            (0..THREADS).map(|thread| scope.spawn(|| work(of(thread)))).collect();
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let partitions = (0..PARTITIONS).filter(|p| p % THREADS == thread).collect();
+                scope.spawn(move || work(partitions))
+            })
+            .collect();
         let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| "it panicked")?);
         joined.sum()
     })
