@@ -73,18 +73,18 @@ fn measure(brokers: &str, encoding: Encoding, events: u64) -> Result<(), Failed>
     };
     let open = || KafkaLog::open(settings.clone(), system_clock(), Some(Arc::new(Cut)));
     let log = open()?;
-    let began = Instant::now();
+    let meter = Meter::begin();
     fill(&log, encoding, events)?;
-    report(encoding, "append", events, began.elapsed());
+    meter.report(encoding, "append", events);
     drop(log);
     for _ in 0..3 {
-        let began = Instant::now();
+        let meter = Meter::begin();
         let messages = parallel(|partitions| plain(&settings, partitions))?;
-        report(encoding, "plain consumer", per_message(encoding) * messages, began.elapsed());
+        meter.report(encoding, "plain consumer", per_message(encoding) * messages);
         let log = open()?;
-        let began = Instant::now();
+        let meter = Meter::begin();
         let offsets = parallel(|partitions| read(&log, partitions))?;
-        report(encoding, "log", per_message(encoding) * offsets, began.elapsed());
+        meter.report(encoding, "log", per_message(encoding) * offsets);
     }
     Ok(())
 }
@@ -93,9 +93,27 @@ fn per_message(encoding: Encoding) -> u64 {
     if encoding == Encoding::Batch { BATCH_EVENTS } else { 1 }
 }
 
-fn report(encoding: Encoding, what: &str, events: u64, took: Duration) {
-    let rate = events as f64 / took.as_secs_f64() / 1e6;
-    println!("{encoding:?} {what}: {events} events in {took:.2?}, {rate:.2} M events/s");
+/// When something began, and how much this process had computed by then.
+struct Meter(Instant, f64);
+
+impl Meter {
+    fn begin() -> Meter {
+        Meter(Instant::now(), cpu_s())
+    }
+
+    /// The second figure is what can be compared on a machine that has other things to do.
+    fn report(&self, encoding: Encoding, what: &str, events: u64) {
+        let (took, millions) = (self.0.elapsed(), events as f64 / 1e6);
+        let (rate, cpu) = (millions / took.as_secs_f64(), (cpu_s() - self.1) / millions);
+        println!("{encoding:?} {what}: {rate:.2} M events/s, {cpu:.3} CPU s per million");
+    }
+}
+
+/// CPU seconds of this process, librdkafka's threads included.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 fn fill(log: &KafkaLog, encoding: Encoding, events: u64) -> Result<(), Failed> {
@@ -136,10 +154,14 @@ fn fill(log: &KafkaLog, encoding: Encoding, events: u64) -> Result<(), Failed> {
 
 /// The sum of what threads do, each with its partitions.
 fn parallel(work: impl Fn(Vec<u16>) -> Result<u64, Failed> + Sync) -> Result<u64, Failed> {
+    let work = &work;
     std::thread::scope(|scope| {
-        let of = |thread| (0..PARTITIONS).filter(|p| p % THREADS == thread).collect::<Vec<_>>();
-        let threads: Vec<_> =
-            (0..THREADS).map(|thread| scope.spawn(|| work(of(thread)))).collect();
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let partitions = (0..PARTITIONS).filter(|p| p % THREADS == thread).collect();
+                scope.spawn(move || work(partitions))
+            })
+            .collect();
         let joined = threads.into_iter().map(|thread| thread.join().map_err(|_| "it panicked")?);
         joined.sum()
     })

@@ -7,8 +7,8 @@
 //! was thought dead cannot commit any more.
 //!
 //! Kept in Kafka, and not in a consumer group's offsets, since those expire. Consumers must read
-//! committed messages only (`isolation.level=read_committed`); those that do not can still drop what
-//! was repeated, for every message carries its epoch, and within a key epochs only ascend.
+//! committed messages only (`isolation.level=read_committed`); those that do not can still drop
+//! what was repeated: every message carries its epoch, and within a key epochs only ascend.
 //!
 //! # Messages
 //!

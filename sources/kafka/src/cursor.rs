@@ -47,6 +47,8 @@ pub(crate) struct Cursor {
     /// Everything before it was given or is not there; none before the first seek, and after one
     /// that failed.
     next: Option<u64>,
+    /// The offset after the message given last: from there to `next` there is none.
+    given: u64,
     /// The log time of the message given last.
     floor: LogTime,
     /// When it was read from last.
@@ -65,6 +67,7 @@ impl Cursor {
             partition,
             assigned: false,
             next: None,
+            given: 0,
             floor: LogTime(0),
             used: Instant::now(),
             run: 0,
@@ -80,7 +83,7 @@ impl Cursor {
     pub(crate) fn stands_at(&self, from: u64) -> bool {
         let skips_gap =
             |next| from > next && self.behind.as_ref().is_some_and(|m| m.offset() >= from);
-        self.next.is_some_and(|next| from == next || skips_gap(next))
+        self.next.is_some_and(|next| (self.given..=next).contains(&from) || skips_gap(next))
     }
 
     /// Goes to an offset, if it is not there.
@@ -92,7 +95,8 @@ impl Cursor {
             self.run = 0;
             self.seek(from, deadline)?;
         }
-        self.next = Some(from);
+        self.given = from;
+        self.next = self.next.max(Some(from));
         Ok(())
     }
 
@@ -126,13 +130,15 @@ impl Cursor {
             // Given before; librdkafka does not do this, and it would count twice.
             return Ok(Step::Waiting);
         }
+        self.given = offset + 1;
         self.next = Some(offset + 1);
         self.floor = self.floor.max(LogTime(message.timestamp_ms().saturating_mul(1_000)));
         Ok(Step::Message(message, self.floor))
     }
 
-    /// Takes back the message that was given last.
-    pub(crate) fn put_back(&mut self, message: Message) {
+    /// Takes back the message that was given last; `given` is the offset after the one before it.
+    pub(crate) fn put_back(&mut self, message: Message, given: u64) {
+        self.given = given;
         self.next = Some(message.offset());
         self.behind = Some(message);
     }

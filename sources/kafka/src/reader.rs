@@ -134,8 +134,10 @@ impl Reader {
             match cursor.step(range.to, wait)? {
                 Step::Message(message, log_time) => {
                     bytes = bytes.saturating_add(message.payload().map_or(0, <[u8]>::len));
-                    if bytes > range.bytes_max && !frames.is_empty() {
-                        cursor.put_back(message);
+                    if bytes > range.bytes_max
+                        && let Some(last) = frames.last()
+                    {
+                        cursor.put_back(message, last.next);
                         break;
                     }
                     frames.push(frame(&message, log_time, settings, range));

@@ -273,7 +273,12 @@ fn describe(
         let error = match answer?.pop() {
             Some(Ok(resource)) => {
                 let entries = resource.entries.into_iter();
-                return Ok(entries.filter_map(|e| Some((e.name, e.value?))).collect());
+                let config: BTreeMap<String, String> =
+                    entries.filter_map(|e| Some((e.name, e.value?))).collect();
+                if config.contains_key("message.timestamp.type") {
+                    return Ok(config);
+                }
+                KafkaError::AdminOpCreation("the broker does not know its settings".into())
             }
             Some(Err(error)) => KafkaError::AdminOp(error),
             None => KafkaError::AdminOpCreation("the answer is empty".into()),
