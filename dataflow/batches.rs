@@ -18,6 +18,9 @@ use trueup_operators::{
     symbols::Symbols,
 };
 
+/// What an event of a batch of another worker is taken to hold.
+const SHARED_ROW_BYTES: usize = 64;
+
 /// The recent batches of a worker, and the way to the others.
 pub struct Batches<B> {
     log: Arc<dyn Log>,
@@ -60,16 +63,28 @@ impl<B: EventBatch> Batches<B> {
     /// Decodes a frame and remembers it.
     fn decode(&mut self, frame: &Frame) -> Result<Arc<Located<B>>, String> {
         let located = self.locate(frame)?;
-        let place = (frame.partition, frame.offset);
-        self.recent.insert(place, Arc::clone(&located));
-        self.order.push_back((place, frame.payload.len()));
-        self.bytes += frame.payload.len();
+        self.keep(&located, frame.payload.len());
+        Ok(located)
+    }
+
+    /// Remembers a batch that another worker has decoded.
+    pub fn remember(&mut self, located: &Arc<Located<B>>) {
+        if !self.recent.contains_key(&(located.partition, located.offset)) {
+            // About what it takes; the frame itself is the other worker's.
+            self.keep(located, located.batch.len() * SHARED_ROW_BYTES);
+        }
+    }
+
+    fn keep(&mut self, located: &Arc<Located<B>>, bytes: usize) {
+        let place = (located.partition, located.offset);
+        self.recent.insert(place, Arc::clone(located));
+        self.order.push_back((place, bytes));
+        self.bytes += bytes;
         while self.bytes > self.bytes_max {
             let Some((oldest, bytes)) = self.order.pop_front() else { break };
             self.recent.remove(&oldest);
             self.bytes -= bytes;
         }
-        Ok(located)
     }
 
     fn locate(&self, frame: &Frame) -> Result<Arc<Located<B>>, String> {

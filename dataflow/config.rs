@@ -371,6 +371,10 @@ impl Config {
                 cut: crate::epochs::Cut::Live,
             },
             read_back_bytes_max: self.flow.read_back_bytes_max.0 as usize,
+            partitioned_by_id: match (self.log.kind, self.kafka.encoding) {
+                (LogKind::Kafka, KafkaEncoding::Json) => false,
+                (LogKind::Kafka, KafkaEncoding::Batch) | (LogKind::Embedded, _) => true,
+            },
         }
     }
 

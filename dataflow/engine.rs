@@ -13,6 +13,7 @@ use crate::{
     epochs::{Cut, EpochSettings, Epochs, Feeder, Lag},
     flow::Job,
     remap::Cursor,
+    shuffle::{self, Shuffle},
     worker::{self, WorkerMemory},
 };
 use parking_lot::Mutex;
@@ -28,7 +29,7 @@ use timely::{CommunicationConfig, WorkerConfig, execute::execute};
 use trueup_operators::{
     change::Sink,
     feed::EpochTimes,
-    hash::{self, IdHash},
+    hash::{self, IdHash, VNODES},
     ledger::Entry,
     log::{Log, LogError, Topic},
     symbols::Symbols,
@@ -53,6 +54,9 @@ pub struct EngineSettings {
     pub epochs: EpochSettings,
     /// Decoded batches kept for verdicts, bytes of payload over all workers.
     pub read_back_bytes_max: usize,
+    /// Whether the partition of an event follows from its id ([`hash::partition`]), for all that
+    /// the log holds. If not, events are exchanged between the workers before they are deduplicated.
+    pub partitioned_by_id: bool,
 }
 
 impl Default for EngineSettings {
@@ -73,6 +77,7 @@ impl Default for EngineSettings {
                 cut: Cut::Live,
             },
             read_back_bytes_max: 256 << 20,
+            partitioned_by_id: true,
         }
     }
 }
@@ -93,6 +98,16 @@ pub(crate) struct Shared {
     pub(crate) settings: EngineSettings,
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) memory: Mutex<Vec<WorkerMemory>>,
+}
+
+impl Shared {
+    /// Ids belong to the worker that their partition of so many belongs to.
+    pub(crate) fn id_partitions(&self) -> u16 {
+        match self.settings.partitioned_by_id {
+            true => self.log.partitions(Topic::Events),
+            false => VNODES as u16,
+        }
+    }
 }
 
 /// A running job.
@@ -118,10 +133,11 @@ pub enum StartError {
 }
 
 /// What a worker thread takes with it.
-struct Part<const N: usize, M> {
+struct Part<const N: usize, M, B> {
     plans: Receiver<crate::epochs::Plan>,
     asks: Receiver<Ask>,
     sinks: Sinks<N, M>,
+    shuffle: Option<Shuffle<B>>,
 }
 
 impl Engine {
@@ -150,13 +166,19 @@ impl Engine {
         let shared = Arc::new(Shared { log, symbols, settings, epochs, memory });
 
         let (mut plans, mut asks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut places = match settings.partitioned_by_id {
+            true => Vec::new(),
+            false => shuffle::places(workers),
+        }
+        .into_iter();
         for index in 0..workers {
             let (plan_sender, plan_receiver) = channel();
             let (ask_sender, ask_receiver) = channel();
             plans.push(plan_sender);
             asks.push(ask_sender);
             let sinks = sinks(index);
-            parts.push(Some(Part { plans: plan_receiver, asks: ask_receiver, sinks }));
+            let (plans, asks) = (plan_receiver, ask_receiver);
+            parts.push(Some(Part { plans, asks, sinks, shuffle: places.next() }));
         }
         let (threads, workers) = spawn(job, Arc::clone(&shared), parts)?;
         let feeders: Vec<Feeder> = plans
@@ -227,8 +249,8 @@ impl Engine {
     /// # Errors
     /// When the worker that would know has ended or does not answer in time.
     pub fn lookup(&self, id: IdHash) -> Result<Option<Entry>, String> {
-        let partitions = self.shared.log.partitions(Topic::Events);
-        let owner = usize::from(hash::partition(&id, partitions)) % self.asks.len();
+        let owner =
+            usize::from(hash::partition(&id, self.shared.id_partitions())) % self.asks.len();
         let (ask, thread) = &self.asks[owner];
         let (answer, entry) = channel();
         ask.send(Ask { id, answer }).map_err(|_| format!("worker {owner} has ended"))?;
@@ -270,7 +292,7 @@ fn join(name: &str, thread: JoinHandle<()>) {
 fn spawn<J: Job<N>, const N: usize>(
     job: J,
     shared: Arc<Shared>,
-    parts: Vec<Option<Part<N, J::Metrics>>>,
+    parts: Vec<Option<Part<N, J::Metrics, J::Batch>>>,
 ) -> Result<(Vec<Thread>, JoinHandle<()>), StartError> {
     let peers = parts.len();
     let parts = Mutex::new(parts);
@@ -287,7 +309,8 @@ fn spawn<J: Job<N>, const N: usize>(
         drop(started.lock().send((index, std::thread::current())));
         let [rows, others] = part.sinks;
         let sinks: [Box<dyn Sink<N, J::Metrics>>; 2] = [rows, others];
-        worker::run(worker, &job, &shared, &part.plans, &part.asks, sinks);
+        let ends = worker::Ends { plans: part.plans, asks: part.asks, shuffle: part.shuffle };
+        worker::run(worker, &job, &shared, ends, sinks);
     })
     .map_err(|e| StartError::Thread(e.to_string()))?;
     let mut handles: Vec<(usize, Thread)> = (0..peers)

@@ -83,6 +83,8 @@ pub trait Job<const N: usize>: Send + Sync + 'static {
 pub(crate) struct Context<B> {
     pub(crate) symbols: Arc<Symbols>,
     pub(crate) lateness: Lateness,
+    /// Whether batches come with ids of other workers too.
+    pub(crate) shuffled: bool,
     pub(crate) rollups: Vec<RollupSpec>,
     pub(crate) times: Times,
     pub(crate) batches: Rc<RefCell<Batches<B>>>,
@@ -123,7 +125,10 @@ impl<'s, B: EventBatch> Source<'s, B> {
         let Source { events, verdicts, context } = self;
         let scope = events.scope();
         let (worker, peers) = (scope.index() as u32, scope.peers() as u32);
-        let settings = LedgerSettings::new(context.lateness, worker, peers);
+        let settings = LedgerSettings {
+            shuffled: context.shuffled,
+            ..LedgerSettings::new(context.lateness, worker, peers)
+        };
         let read_back = SharedBatches(Rc::clone(&context.batches));
         let fault = Rc::clone(&context.fault);
         let (stream, ledger) = ledger::ledger(events, verdicts, settings, read_back, fault);

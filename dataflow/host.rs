@@ -214,9 +214,12 @@ impl Host {
     fn on<J: Job<N>, const N: usize>(
         log: OpenLog,
         job: J,
-        engine: EngineSettings,
+        mut engine: EngineSettings,
         mut views: ViewSettings,
     ) -> Result<Host, HostError> {
+        // A topic with more partitions than it had holds ids of one partition in two.
+        engine.partitioned_by_id &=
+            log.identity().partitions == log.log().partitions(Topic::Events);
         let symbols = Arc::new(Symbols::default());
         let future_skew_us_max = engine.lateness.future_skew_us_max;
         // Each worker has two sinks: its rows, and its `(other)` rows.

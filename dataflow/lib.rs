@@ -31,6 +31,7 @@ pub mod open_log;
 pub mod remap;
 pub mod rows;
 pub mod server;
+mod shuffle;
 pub mod topology;
 pub mod verify;
 mod worker;

@@ -10,9 +10,11 @@ use crate::{
     engine::{Ask, EngineSettings, Shared},
     epochs::Plan,
     flow::{Context, Job, Source},
+    shuffle::Shuffle,
 };
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     rc::Rc,
     sync::{
         Arc,
@@ -46,6 +48,16 @@ const PARK: Duration = Duration::from_millis(100);
 
 type Handle<D> = InputHandle<Epoch, CapacityContainerBuilder<Vec<D>>>;
 
+/// How a worker hears from the others.
+pub(crate) struct Ends<B> {
+    /// The epochs to feed.
+    pub(crate) plans: Receiver<Plan>,
+    /// Questions about single events.
+    pub(crate) asks: Receiver<Ask>,
+    /// Its place in the exchange by id, if there is one.
+    pub(crate) shuffle: Option<Shuffle<B>>,
+}
+
 /// One worker's dataflow and its ends.
 struct Running<B: 'static> {
     events: Handle<Feed<B>>,
@@ -55,6 +67,9 @@ struct Running<B: 'static> {
     batches: Rc<RefCell<Batches<B>>>,
     ledgers: Vec<Rc<RefCell<Ledger>>>,
     held: Vec<Rc<RefCell<Held>>>,
+    /// Epochs that were read and wait for what other workers read of them.
+    read: VecDeque<(Plan, Vec<Feed<B>>)>,
+    shuffle: Option<Shuffle<B>>,
 }
 
 /// Builds the dataflow and runs until the plans end, or the run has a fault.
@@ -62,13 +77,17 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
     worker: &mut Worker,
     job: &J,
     shared: &Arc<Shared>,
-    plans: &Receiver<Plan>,
-    asks: &Receiver<Ask>,
+    ends: Ends<J::Batch>,
     sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
 ) {
+    let Ends { plans, asks, shuffle } = ends;
     let index = worker.index();
     let _last_words = LastWords { index, shared };
     let mut running = build(worker, job, shared, sinks);
+    if let Some(shuffle) = &shuffle {
+        shuffle.enter(index);
+    }
+    running.shuffle = shuffle;
     let mut reported = 0;
     while !shared.epochs.has_failed() {
         match plans.try_recv() {
@@ -82,6 +101,10 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
                 worker.step_or_park(Some(PARK));
             }
             Err(TryRecvError::Disconnected) => break,
+        }
+        if let Err(reason) = running.feed_what_is_whole(index, worker.peers(), shared) {
+            shared.epochs.fail(format!("worker {index}: {reason}"));
+            break;
         }
         worker.step();
         while let Ok(ask) = asks.try_recv() {
@@ -132,7 +155,8 @@ fn build<J: Job<N>, const N: usize>(
     shared: &Arc<Shared>,
     sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
 ) -> Running<J::Batch> {
-    let EngineSettings { lateness, read_back_bytes_max, workers, .. } = shared.settings;
+    let EngineSettings { lateness, read_back_bytes_max, workers, partitioned_by_id, .. } =
+        shared.settings;
     let times = Times::default();
     let batches = Rc::new(RefCell::new(Batches::new(
         Arc::clone(&shared.log),
@@ -148,6 +172,7 @@ fn build<J: Job<N>, const N: usize>(
     let context = Rc::new(Context {
         symbols: Arc::clone(&shared.symbols),
         lateness,
+        shuffled: !partitioned_by_id,
         rollups: job.rollups(),
         times: Rc::clone(&times),
         batches: Rc::clone(&batches),
@@ -165,7 +190,8 @@ fn build<J: Job<N>, const N: usize>(
         job.topology(source).connect(Boxed(rows), Boxed(others), 0)
     });
     let (ledgers, held) = (context.ledgers.take(), context.held.take());
-    Running { events, verdicts, times, committed, batches, ledgers, held }
+    let (read, shuffle) = (VecDeque::new(), None);
+    Running { events, verdicts, times, committed, batches, ledgers, held, read, shuffle }
 }
 
 /// A sink behind a pointer.
@@ -178,7 +204,7 @@ impl<const N: usize, M: trueup_operators::metrics::Group> Sink<N, M> for Boxed<N
 }
 
 impl<B: EventBatch> Running<B> {
-    /// Gives this worker's part of an epoch to the dataflow.
+    /// Reads this worker's part of an epoch, and gives it to the dataflow, or to all workers.
     fn feed(
         &mut self,
         index: usize,
@@ -187,19 +213,76 @@ impl<B: EventBatch> Running<B> {
         plan: &Plan,
     ) -> Result<(), String> {
         let Plan { before, row } = plan;
+        let grew = before.epoch > 0 && row.events.len() > before.events.len();
+        if grew && shared.settings.partitioned_by_id {
+            return Err(format!(
+                "the events topic has {} partitions and had {}: start again, and ids are exchanged \
+                 between the workers from then on",
+                row.events.len(),
+                before.events.len()
+            ));
+        }
+        let mut feeds = Vec::new();
+        for partition in (index..row.events.len()).step_by(peers) {
+            read_each(&*shared.log, Topic::Events, partition as u16, plan, |frame| {
+                feeds.push(self.batches.borrow_mut().feed(&frame)?);
+                Ok(())
+            })?;
+        }
+        if self.shuffle.is_none() {
+            return self.enter(index, peers, shared, plan, feeds);
+        }
+        let is_batch = |feed: &Feed<B>| matches!(feed, Feed::Batch(_));
+        let (batches, told): (Vec<_>, Vec<_>) = feeds.into_iter().partition(is_batch);
+        let located = batches.into_iter().filter_map(|feed| match feed {
+            Feed::Batch(located) => Some(located),
+            Feed::Open(_) | Feed::Foreign(_) => None,
+        });
+        let located: Vec<_> = located.collect();
+        self.read.push_back((plan.clone(), told));
+        if let Some(shuffle) = &self.shuffle {
+            shuffle.give(row.epoch, &located);
+        }
+        Ok(())
+    }
+
+    /// Gives the dataflow the epochs of which all workers have read their parts.
+    fn feed_what_is_whole(
+        &mut self,
+        index: usize,
+        peers: usize,
+        shared: &Shared,
+    ) -> Result<(), String> {
+        while let (Some((plan, _)), Some(shuffle)) = (self.read.front(), &mut self.shuffle) {
+            let Some(located) = shuffle.take(plan.row.epoch) else { break };
+            let Some((plan, mut feeds)) = self.read.pop_front() else { break };
+            for located in located {
+                self.batches.borrow_mut().remember(&located);
+                feeds.push(Feed::Batch(located));
+            }
+            self.enter(index, peers, shared, &plan, feeds)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an epoch to the dataflow.
+    fn enter(
+        &mut self,
+        index: usize,
+        peers: usize,
+        shared: &Shared,
+        plan: &Plan,
+        feeds: Vec<Feed<B>>,
+    ) -> Result<(), String> {
+        let Plan { before, row } = plan;
         let times = row.times(before);
         self.times.borrow_mut().insert(row.epoch, times);
         self.events.advance_to(row.epoch);
         self.verdicts.advance_to(row.epoch);
         self.events.send(Feed::Open(times));
-        for partition in (index..row.events.len()).step_by(peers) {
-            read_each(&*shared.log, Topic::Events, partition as u16, plan, |frame| {
-                self.events.send(self.batches.borrow_mut().feed(&frame)?);
-                Ok(())
-            })?;
-        }
+        feeds.into_iter().for_each(|feed| self.events.send(feed));
         if index == 0 {
-            let partitions = row.events.len() as u16;
+            let partitions = shared.id_partitions();
             read_each(&*shared.log, Topic::Verdicts, VERDICTS, plan, |frame| {
                 let said = judge(&frame, partitions, peers as u32, |j| self.verdicts.send(j));
                 foreign_or(&*shared.log, said)

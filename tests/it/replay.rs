@@ -149,13 +149,14 @@ fn record(dir: &Path, seed: u64) -> u64 {
     log.last.epoch
 }
 
-fn run(dir: &Path, workers: usize) -> Host {
+fn run(dir: &Path, workers: usize, partitioned_by_id: bool) -> Host {
     let engine = EngineSettings {
         workers,
         lateness: LATENESS,
         epochs: EpochSettings { epochs_in_flight_max: 7, ..EngineSettings::default().epochs },
         // So little that nearly every verdict has to read its event back from the log.
         read_back_bytes_max: 64 << 10,
+        partitioned_by_id,
     };
     let mut views = ViewSettings::new(workers, rollups(), LATENESS);
     views.digests = true;
@@ -199,14 +200,17 @@ fn one_two_and_four_workers_publish_the_same_in_every_epoch() {
     let recorded = dir.path().join("recorded");
     let last = record(&recorded, seed);
 
-    let mut hashes: BTreeMap<usize, Vec<Option<u64>>> = BTreeMap::new();
-    for workers in [1, 2, 4] {
-        let copy = dir.path().join(format!("{workers}"));
+    let mut hashes: BTreeMap<String, Vec<Option<u64>>> = BTreeMap::new();
+    // And the same when events are exchanged by their ids, as if the partitions said nothing.
+    for (workers, partitioned) in [(1, true), (2, true), (4, true), (1, false), (3, false)] {
+        let exchanged = if partitioned { "" } else { ", events exchanged by id" };
+        let run_as = format!("{workers} workers{exchanged}");
+        let copy = dir.path().join(format!("{workers}-{partitioned}"));
         copy_dir(&recorded, &copy);
-        let host = run(&copy, workers);
+        let host = run(&copy, workers, partitioned);
         host.settle().unwrap();
         let of = (1..=last).map(|epoch| host.tables().epoch_hash(epoch)).collect();
-        hashes.insert(workers, of);
+        hashes.insert(run_as.clone(), of);
         let (epoch, views) = served(&host);
         let (_, counts) = host.tables().counts().unwrap();
         host.close();
@@ -214,17 +218,18 @@ fn one_two_and_four_workers_publish_the_same_in_every_epoch() {
         let recomputed = recompute(&copy, epoch);
         let mut comparison = verify::compare(&recomputed, &views, &verify::Filter::default());
         verify::compare_counts(&recomputed, &counts, &mut comparison);
-        assert!(comparison.is_equal(), "with {workers} workers: {comparison}");
+        assert!(comparison.is_equal(), "{run_as}: {comparison}");
         assert!(counts.fates.iter().all(|&events| events > 0), "a fate is missing: {counts:?}");
         assert!(counts.retractions > 0 && counts.folded > 0 && counts.late > 0, "{counts:?}");
         assert_eq!(counts.arithmetic_errors, 0);
     }
-    for (workers, hashes_of) in &hashes {
-        for (epoch, (one, many)) in (1..).zip(hashes[&1].iter().zip(hashes_of)) {
+    let alone = &hashes["1 workers"];
+    for (run_as, hashes_of) in &hashes {
+        for (epoch, (one, many)) in (1..).zip(alone.iter().zip(hashes_of)) {
             assert!(one.is_some(), "epoch {epoch} has no hash");
-            assert_eq!(one, many, "epoch {epoch} differs between 1 and {workers} workers");
+            assert_eq!(one, many, "epoch {epoch} differs between one worker and {run_as}");
         }
     }
-    let distinct: std::collections::HashSet<_> = hashes[&1].iter().collect();
+    let distinct: std::collections::HashSet<_> = alone.iter().collect();
     assert!(distinct.len() as u64 > last / 2, "the epochs hold too little to compare");
 }

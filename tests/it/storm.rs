@@ -128,8 +128,8 @@ pub(crate) fn storm<'h>(home: &'h Home, traffic: &Traffic, kills: u64, seed: u64
     let bodies = traffic.bodies_left.load(Ordering::Relaxed);
     let mut random = Random::new(seed, 1);
     std::thread::scope(|scope| {
-        let killer = scope
-            .spawn(|| kill_again_and_again(home, traffic, bodies, kills, &over, &mut random));
+        let killer =
+            scope.spawn(|| kill_again_and_again(home, traffic, bodies, kills, &over, &mut random));
         let senders: Vec<_> = (0..SENDERS)
             .map(|_| {
                 let client = home.client();

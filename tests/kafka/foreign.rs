@@ -49,10 +49,7 @@ fn copies_of_an_event_in_any_partition_count_once_and_what_is_broken_is_set_asid
     // Through the collector come copies too, and an event of its own.
     let client = server.client();
     let first = ids.iter().min().unwrap();
-    let own = [
-        click(&format!("f{first}"), now - *first as i64 * 1_000),
-        click("own", now),
-    ];
+    let own = [click(&format!("f{first}"), now - *first as i64 * 1_000), click("own", now)];
     client.collect(&own).expect(202);
     (copies, broken) = (copies + 1, broken);
     let until = std::time::Instant::now() + std::time::Duration::from_secs(60);

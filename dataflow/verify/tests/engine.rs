@@ -62,6 +62,7 @@ impl Running {
                 cut: crate::epochs::Cut::Live,
             },
             read_back_bytes_max: 1 << 20,
+            partitioned_by_id: true,
         };
         let engine = Engine::start(
             AdJob { rollups: settings.rollups.clone() },

@@ -74,6 +74,9 @@ impl Ledger {
             if row + AHEAD < ids.len() {
                 hashes[row % AHEAD] = self.prefetch(batch, row + AHEAD, extras);
             }
+            if self.settings.shuffled && !self.owns(&ids[row]) {
+                continue;
+            }
             if !batch.understood(row) {
                 set_aside(out, located, row, Fate::Quarantined);
                 continue;
@@ -104,6 +107,11 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+
+    /// Whether an id of a shuffled batch is for this worker.
+    fn owns(&self, id: &IdHash) -> bool {
+        hash::vnode(id) as u32 % self.settings.peers == self.settings.worker
     }
 
     /// Asks for the memory that entering a row will touch; returns the hash of its id.

@@ -169,6 +169,9 @@ pub struct LedgerSettings {
     pub worker: u32,
     /// How many workers there are.
     pub peers: u32,
+    /// It is given batches with ids of other workers too: it takes the rows whose vnode modulo
+    /// `peers` is `worker`. Else all that it is given is its own.
+    pub shuffled: bool,
     /// How much it holds.
     pub limits: LedgerLimits,
 }
@@ -176,7 +179,7 @@ pub struct LedgerSettings {
 impl LedgerSettings {
     /// With the limits that the layout allows.
     pub fn new(lateness: Lateness, worker: u32, peers: u32) -> LedgerSettings {
-        LedgerSettings { lateness, worker, peers, limits: LedgerLimits::default() }
+        LedgerSettings { lateness, worker, peers, shuffled: false, limits: LedgerLimits::default() }
     }
 }
 

@@ -244,7 +244,7 @@ fn run(
     while run.next < range.to {
         match cursor.step(range.to, left(deadline))? {
             Step::Message(message, _) if !run.rows.is_empty() && message.offset() != run.next => {
-                cursor.put_back(message);
+                cursor.put_back(message, run.next);
                 break;
             }
             Step::Message(message, log_time) => {
