@@ -101,7 +101,7 @@ fn cpu_time() -> Duration {
 
 fn commit_of(epoch: u64, bucket: i32, changes: Vec<Change<4, Metrics>>) -> AdCommit {
     let changes = vec![Changes { table: TABLE, bucket: Bucket(bucket), changes }];
-    Commit { epoch, changes, incidents: Vec::new(), counts: Counts::default() }
+    Commit { epoch, changes, incidents: Vec::new(), counts: Counts::default(), image: None }
 }
 
 fn fill(views: &AdViews, sinks: &mut [ShardSink<4, Metrics>], rows_each: u32) {
