@@ -24,7 +24,7 @@ use trueup_operators::{
     event::EventBatch,
     feed::{Feed, Judgement},
     ledger::{self, Ledger, LedgerSettings, Ledgered},
-    rollup::{ROWS_MAX_MAX, RollupSpec},
+    rollup::RollupSpec,
     sum::{self, Chunk, Contribution, Exchanged},
     symbols::Symbols,
     time::{Epoch, Lateness},
@@ -216,12 +216,19 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Sums<'s, B, N, M> {
         let context = &deduped.context;
         let stage = |chunks, rollups| {
             let (symbols, times) = (Arc::clone(&context.symbols), Rc::clone(&context.times));
-            accumulate::accumulate(chunks, rollups, context.lateness, symbols, times)
+            let on_image = Rc::new(|_image| {});
+            accumulate::accumulate(
+                chunks,
+                rollups,
+                context.lateness,
+                symbols,
+                times,
+                None,
+                on_image,
+            )
         };
         let Accumulated { said, folded, held } = stage(chunks, context.rollups.clone());
-        let mut unlimited = context.rollups.clone();
-        unlimited.iter_mut().for_each(|rollup| rollup.rows_max = ROWS_MAX_MAX);
-        let other = stage(folded, unlimited);
+        let other = stage(folded, accumulate::unlimited(&context.rollups));
         context.held.borrow_mut().extend([held, other.held]);
         Rollups { said, others: other.said, deduped }
     }

@@ -28,7 +28,7 @@ use timely::{
     worker::Worker,
 };
 use trueup_operators::{
-    accumulate::{Held, Times},
+    accumulate::{Held, Times, UnderWay},
     change::Sink,
     commit::Committed,
     event::{EventBatch, Target, Verdict},
@@ -276,7 +276,7 @@ impl<B: EventBatch> Running<B> {
     ) -> Result<(), String> {
         let Plan { before, row } = plan;
         let times = row.times(before);
-        self.times.borrow_mut().insert(row.epoch, times);
+        self.times.borrow_mut().insert(row.epoch, UnderWay { times, image: None });
         self.events.advance_to(row.epoch);
         self.verdicts.advance_to(row.epoch);
         self.events.send(Feed::Open(times));

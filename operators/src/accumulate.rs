@@ -25,23 +25,26 @@
 //! alone, on no worker count and no order of arrival. A second instance of this operator keeps the
 //! `(other)` rows; there is at most one per first dimension and bucket.
 
+mod image;
+mod load;
+mod table;
+
+pub use image::AccumulatorImage;
+pub use load::{Loaded, LoadedRow, Loading};
+pub use table::share_rows_max;
+
 use crate::{
-    change::{Change, Changes, Counts, Incident, Key, TableId, same_key},
-    feed::EpochTimes,
+    change::{Changes, Counts, Incident, Key, TableId},
+    feed::{EpochTimes, ImageKind},
     metrics::Group,
-    prefetch,
     rollup::{ROWS_MAX_MAX, RollupSpec},
-    sum::{Chunk, Exchanged, SHARES, Stables, Sum, hash_key, share_of},
+    sum::{Chunk, Exchanged, Stables, Sum, hash_key},
     symbols::{ABSENT, OTHER, Symbols},
     time::{Bucket, Epoch, Granularity, Lateness},
 };
 use differential_dataflow::{AsCollection, VecCollection};
-use std::{
-    cell::RefCell,
-    collections::{BTreeMap, HashMap, HashSet},
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
+use table::Table;
 use timely::{
     container::CapacityContainerBuilder,
     dataflow::{
@@ -55,9 +58,29 @@ use timely::{
     },
 };
 
-/// The log times of the epochs under way on a worker: written when an epoch is fed, read by the
-/// operators of the same worker, forgotten when the epoch is committed.
-pub type Times = Rc<RefCell<BTreeMap<Epoch, EpochTimes>>>;
+/// What an epoch under way on a worker is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Its log times.
+    pub times: EpochTimes,
+    /// Whether an image is taken of the state at its end.
+    pub image: Option<ImageKind>,
+}
+
+/// The epochs under way on a worker: written when an epoch is fed, read by the operators of the
+/// same worker, forgotten when the epoch is committed.
+pub type Times = Rc<RefCell<BTreeMap<Epoch, UnderWay>>>;
+
+/// How many instances of this operator a job has on each worker: one for the rows, and one for the
+/// `(other)` rows.
+pub const STAGES: usize = 2;
+
+/// The rollups of the second instance: as many `(other)` rows as there are first dimensions.
+pub fn unlimited(rollups: &[RollupSpec]) -> Vec<RollupSpec> {
+    let mut rollups = rollups.to_vec();
+    rollups.iter_mut().for_each(|rollup| rollup.rows_max = ROWS_MAX_MAX);
+    rollups
+}
 
 /// What the rows of a worker take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,13 +114,16 @@ pub struct Accumulated<'scope, const N: usize, M: Exchanged> {
     pub held: Rc<RefCell<Held>>,
 }
 
-/// Adds up chunks at the owners of their keys.
+/// Adds up chunks at the owners of their keys, from the rows on that were `loaded`, if any. At the
+/// end of an epoch of which an image is taken, `on_image` gets what a view's rows do not say.
 pub fn accumulate<'scope, const N: usize, M: Exchanged>(
     chunks: StreamVec<'scope, Epoch, Chunk<N, M>>,
     specs: Vec<RollupSpec>,
     lateness: Lateness,
     symbols: Arc<Symbols>,
     times: Times,
+    loaded: Option<Loaded<N, M>>,
+    on_image: Rc<dyn Fn(AccumulatorImage)>,
 ) -> Accumulated<'scope, N, M> {
     let scope = chunks.scope();
     let mut builder = OperatorBuilder::new("Accumulate".to_owned(), scope);
@@ -110,9 +136,13 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
     let mut fold_output =
         OutputBuilder::<_, CapacityContainerBuilder<Vec<Chunk<N, M>>>>::from(fold_output);
     let mut state = Accumulators::new(specs, lateness, symbols, scope.peers() as u32);
+    if let Some(loaded) = loaded {
+        state.load(loaded);
+    }
     let held = Rc::clone(&state.held);
     builder.build(move |_capabilities| {
         let mut stash: BTreeMap<Epoch, Stash<N, M>> = BTreeMap::new();
+        let mut imaged = 0;
         move |frontiers| {
             let mut said_output = said_output.activate();
             let mut fold_output = fold_output.activate();
@@ -129,20 +159,34 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
                 });
                 stash.chunks.append(chunks);
             });
-            while let Some(entry) = stash.first_entry() {
-                let epoch = *entry.key();
+            loop {
+                // Of an epoch that brings this worker nothing, an image is taken as well.
+                let marked = marked_after(&times, imaged);
+                let given = stash.first_key_value().map(|(&epoch, _)| epoch);
+                let Some(epoch) = given.into_iter().chain(marked).min() else { break };
                 if frontiers[0].less_equal(&epoch) {
                     break;
                 }
-                let Stash { say, fold, chunks } = entry.remove();
-                let now = times.borrow().get(&epoch).copied().unwrap_or_default();
-                state.epoch(epoch, now, chunks);
-                said_output.session(&say).give_iterator(state.said.drain(..));
-                fold_output.session(&fold).give_iterator(state.folds.drain(..));
+                if let Some(Stash { say, fold, chunks }) = stash.remove(&epoch) {
+                    let under_way = times.borrow().get(&epoch).copied().unwrap_or_default();
+                    state.epoch(epoch, under_way.times, chunks);
+                    said_output.session(&say).give_iterator(state.said.drain(..));
+                    fold_output.session(&fold).give_iterator(state.folds.drain(..));
+                }
+                if marked == Some(epoch) {
+                    on_image(state.image(epoch));
+                    imaged = epoch;
+                }
             }
         }
     });
     Accumulated { said, folded, held }
+}
+
+/// The next epoch after another of which an image is taken.
+fn marked_after(times: &Times, epoch: Epoch) -> Option<Epoch> {
+    let times = times.borrow();
+    times.range(epoch + 1..).find(|(_, under_way)| under_way.image.is_some()).map(|(&e, _)| e)
 }
 
 /// A row as a view shows it, before its texts are looked up.
@@ -218,8 +262,6 @@ struct Accumulators<const N: usize, M> {
 }
 
 const STEP: usize = 32;
-/// How far ahead of its use a changed row is asked for.
-const AHEAD: usize = 8;
 
 impl<const N: usize, M: Group> Accumulators<N, M> {
     fn new(specs: Vec<RollupSpec>, lateness: Lateness, symbols: Arc<Symbols>, peers: u32) -> Self {
@@ -363,8 +405,12 @@ impl<const N: usize, M: Group> Accumulators<N, M> {
             }
             live
         });
+        self.weigh();
+    }
+
+    fn weigh(&self) {
         let mut held = Held { tables: self.places.len(), ..Held::default() };
-        for table in tables.iter() {
+        for table in &self.tables {
             held.rows += table.rows.len();
             held.bytes += table.bytes();
         }
@@ -406,241 +452,6 @@ fn folded_key<const N: usize>(key: &Key<N>, dimensions: usize) -> Key<N> {
         other[0] = key[0];
     }
     other
-}
-
-/// The rows of one bucket.
-struct Table<const N: usize, M> {
-    id: TableId,
-    bucket: Bucket,
-    /// 0: empty; else 6 bits of the hash above 26 bits of place + 1.
-    index: Vec<u32>,
-    rows: Vec<Row<N, M>>,
-    /// Rows touched in this epoch and what they were before it.
-    changed: Vec<(u32, M)>,
-    touched: bool,
-    /// How many rows there were before this epoch.
-    rows_before: usize,
-    /// Sums of this epoch whose key has no row and whose share was full before it.
-    homeless: HashMap<Key<N>, M>,
-    /// The most rows of a share.
-    share_rows_max: u32,
-    /// Rows by share. Within an epoch a share may have more than it may keep.
-    share_rows: Box<[u32; SHARES]>,
-    /// Shares that were full before this epoch, a bit each.
-    full: u64,
-    /// Shares that have more rows than they may keep, a bit each.
-    overfull: u64,
-}
-
-/// A row. With four dimensions and [`crate::metrics::Metrics`] it is a cache line, and lies in one:
-/// a vector's memory begins anywhere, and then every row would be two.
-#[repr(align(64))]
-struct Row<const N: usize, M> {
-    key: Key<N>,
-    metrics: M,
-    /// How often it has changed.
-    version: u32,
-    /// The low bits of the last epoch that touched it.
-    touched: u32,
-}
-
-const _: () = assert!(size_of::<Row<4, crate::metrics::Metrics>>() == 64);
-
-// A bit of a `u64` each.
-const _: () = assert!(SHARES == 64);
-const PLACE_BITS: u32 = 26;
-const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
-const _: () = assert!(ROWS_MAX_MAX + (1 << 20) < PLACE_MASK);
-
-/// The most rows of a share of a table with `rows_max` rows.
-pub const fn share_rows_max(rows_max: u32) -> u32 {
-    rows_max.div_ceil(SHARES as u32)
-}
-
-impl<const N: usize, M: Group> Table<N, M> {
-    fn new(id: TableId, bucket: Bucket, rows_max: u32) -> Self {
-        Table {
-            id,
-            bucket,
-            index: if rows_max == 0 { Vec::new() } else { vec![0; 64] },
-            rows: Vec::new(),
-            changed: Vec::new(),
-            touched: false,
-            rows_before: 0,
-            homeless: HashMap::new(),
-            share_rows_max: share_rows_max(rows_max),
-            share_rows: Box::new([0; SHARES]),
-            full: 0,
-            overfull: 0,
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.index.capacity() * size_of::<u32>()
-            + self.rows.capacity() * size_of::<Row<N, M>>()
-            + self.changed.capacity() * size_of::<(u32, M)>()
-    }
-
-    fn slot(&self, hash: u64) -> usize {
-        (hash >> (64 - self.index.len().trailing_zeros())) as usize
-    }
-
-    #[inline]
-    fn prefetch_index(&self, hash: u64) {
-        prefetch::read(&self.index, self.slot(hash));
-    }
-
-    #[inline]
-    fn prefetch_row(&self, hash: u64) {
-        let slot = self.index[self.slot(hash)];
-        prefetch::read(&self.rows, (slot & PLACE_MASK).wrapping_sub(1) as usize);
-    }
-
-    /// Adds a sum to its row, a new one if its share is not full. `false`: a figure stands at its
-    /// limit.
-    #[inline]
-    fn add(&mut self, hash: u64, sum: &Sum<N, M>, epoch: u32, stables: &Stables) -> bool {
-        let mask = self.index.len() - 1;
-        let mark = (hash as u32) << PLACE_BITS;
-        let mut at = self.slot(hash);
-        loop {
-            let slot = self.index[at];
-            if slot == 0 {
-                break;
-            }
-            if slot & !PLACE_MASK == mark {
-                let place = (slot & PLACE_MASK) - 1;
-                let row = &mut self.rows[place as usize];
-                if same_key(&row.key, &sum.key) {
-                    if row.touched != epoch {
-                        row.touched = epoch;
-                        self.changed.push((place, row.metrics));
-                    }
-                    return row.metrics.add(&sum.metrics);
-                }
-            }
-            at = (at + 1) & mask;
-        }
-        let share = share_of(stables.of_key(&sum.key));
-        if self.full >> share & 1 == 1 {
-            return self.homeless.entry(sum.key).or_default().add(&sum.metrics);
-        }
-        self.share_rows[share] += 1;
-        if self.share_rows[share] > self.share_rows_max {
-            self.overfull |= 1 << share;
-        }
-        self.insert(hash, sum.key, sum.metrics, epoch);
-        true
-    }
-
-    fn insert(&mut self, hash: u64, key: Key<N>, metrics: M, epoch: u32) {
-        if self.rows.len() * 3 >= self.index.len() * 2 {
-            self.grow();
-        }
-        let mask = self.index.len() - 1;
-        let mut at = self.slot(hash);
-        while self.index[at] != 0 {
-            at = (at + 1) & mask;
-        }
-        self.changed.push((self.rows.len() as u32, M::default()));
-        self.rows.push(Row { key, metrics, version: 0, touched: epoch });
-        self.index[at] = (hash as u32) << PLACE_BITS | self.rows.len() as u32;
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        self.index = vec![0; self.index.len() * 2];
-        self.reindex();
-    }
-
-    /// Fills an empty index.
-    fn reindex(&mut self) {
-        let mask = self.index.len() - 1;
-        for place in 0..self.rows.len() {
-            let hash = hash_key(&self.rows[place].key, Bucket(0));
-            let mut at = self.slot(hash);
-            while self.index[at] != 0 {
-                at = (at + 1) & mask;
-            }
-            self.index[at] = (hash as u32) << PLACE_BITS | (place as u32 + 1);
-        }
-    }
-
-    /// Takes out what has no room: the sums of the homeless, and of each overfull share the new
-    /// rows that come last by (stable hash, texts). A share overflows once in the life of its
-    /// bucket, so that rebuilding the index does not matter.
-    fn fold(&mut self, stables: &Stables, symbols: &Symbols) -> Vec<(Key<N>, M)> {
-        let mut folded: Vec<(Key<N>, M)> = self.homeless.drain().collect();
-        if self.overfull == 0 {
-            return folded;
-        }
-        let losers = self.losers(stables, symbols);
-        let mut kept = self.rows_before;
-        for place in self.rows_before..self.rows.len() {
-            if losers.contains(&place) {
-                folded.push((self.rows[place].key, self.rows[place].metrics));
-            } else {
-                self.rows.swap(kept, place);
-                kept += 1;
-            }
-        }
-        self.rows.truncate(kept);
-        self.changed.retain(|&(place, _)| (place as usize) < self.rows_before);
-        self.changed.extend((self.rows_before..kept).map(|place| (place as u32, M::default())));
-        for share in 0..SHARES {
-            if self.overfull >> share & 1 == 1 {
-                self.share_rows[share] = self.share_rows_max;
-            }
-        }
-        self.full |= self.overfull;
-        self.overfull = 0;
-        self.index.fill(0);
-        self.reindex();
-        folded
-    }
-
-    /// The places of new rows that their overfull shares may not keep.
-    fn losers(&self, stables: &Stables, symbols: &Symbols) -> HashSet<usize> {
-        let mut candidates: Vec<(usize, u64, usize)> = (self.rows_before..self.rows.len())
-            .map(|place| (stables.of_key(&self.rows[place].key), place))
-            .map(|(stable, place)| (share_of(stable), stable, place))
-            .filter(|&(share, ..)| self.overfull >> share & 1 == 1)
-            .collect();
-        candidates.sort_by(|a, b| {
-            let texts = |place: usize| self.rows[place].key.map(|symbol| symbols.text(symbol));
-            (a.0, a.1).cmp(&(b.0, b.1)).then_with(|| texts(a.2).cmp(&texts(b.2)))
-        });
-        let mut losers = HashSet::new();
-        for share in candidates.chunk_by(|a, b| a.0 == b.0) {
-            let excess = (self.share_rows[share[0].0] - self.share_rows_max) as usize;
-            losers.extend(share[share.len() - excess..].iter().map(|&(_, _, place)| place));
-        }
-        losers
-    }
-
-    /// What changed in this epoch, and how many rows have money but no records.
-    fn changes(&mut self) -> (Vec<Change<N, M>>, u64) {
-        let mut errors = 0;
-        let mut changes = Vec::with_capacity(self.changed.len());
-        for (i, &(place, old)) in self.changed.iter().enumerate() {
-            if let Some(&(ahead, _)) = self.changed.get(i + AHEAD) {
-                prefetch::read(&self.rows, ahead as usize);
-            }
-            let row = &mut self.rows[place as usize];
-            if row.metrics == old {
-                continue;
-            }
-            let (key, new, old_version) = (row.key, row.metrics, row.version);
-            row.version += 1;
-            errors += u64::from(new.records() == 0 && new != M::default());
-            changes.push(Change { row: place, old_version, key, old, new });
-        }
-        self.changed.clear();
-        if self.changed.capacity() > 4 * changes.len().max(1024) {
-            self.changed.shrink_to(changes.len());
-        }
-        (changes, errors)
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 use crate::{
     event::{Fate, Position},
+    feed::ImageKind,
     metrics::Group,
     symbols::Symbol,
     time::{Bucket, Epoch, Granularity, LogTime},
@@ -119,6 +120,8 @@ pub struct Commit<const N: usize, M> {
     pub incidents: Vec<Incident>,
     /// How many of each.
     pub counts: Counts,
+    /// Whether an image is to be taken of what the sink holds after this epoch.
+    pub image: Option<ImageKind>,
 }
 
 /// Where results go: one per worker, called by the worker's thread once an epoch, in order.

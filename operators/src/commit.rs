@@ -40,6 +40,7 @@ pub fn commit<const N: usize, M: Group>(
         while committed.get() < fed && complete(&(committed.get() + 1)) {
             let epoch = committed.get() + 1;
             let mut commit = open.remove(&epoch).unwrap_or_else(|| empty(epoch));
+            commit.image = times.borrow().get(&epoch).and_then(|under_way| under_way.image);
             commit.incidents.sort_by_key(|incident| incident.position);
             sink.commit(commit);
             committed.set(epoch);
@@ -48,5 +49,11 @@ pub fn commit<const N: usize, M: Group>(
 }
 
 fn empty<const N: usize, M>(epoch: Epoch) -> Commit<N, M> {
-    Commit { epoch, changes: Vec::new(), incidents: Vec::new(), counts: Default::default() }
+    Commit {
+        epoch,
+        changes: Vec::new(),
+        incidents: Vec::new(),
+        counts: Default::default(),
+        image: None,
+    }
 }

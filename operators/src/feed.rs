@@ -24,6 +24,15 @@ pub struct EpochTimes {
     pub latest: LogTime,
 }
 
+/// What an image of an operator's state holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// All of it.
+    Whole,
+    /// What has changed since the image before.
+    Increment,
+}
+
 /// A decoded frame and where it came from.
 #[derive(Debug)]
 pub struct Located<B> {

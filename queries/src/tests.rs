@@ -171,7 +171,7 @@ impl Fixture {
 
     fn empty(&self) -> Commit<4, Metrics> {
         let (changes, incidents) = (Vec::new(), Vec::new());
-        Commit { epoch: self.epoch, changes, incidents, counts: Counts::default() }
+        Commit { epoch: self.epoch, changes, incidents, counts: Counts::default(), image: None }
     }
 
     fn add_to(

@@ -6,21 +6,22 @@
 //! ```
 //!
 //! Prints what a commit costs a change (new rows, and rows that are there), what a row takes in
-//! memory, and how long reports over all minutes take: the hot campaign by minute, country and
-//! device, alone and while a worker commits at full rate, and all campaigns in one row. Times are
-//! by the clock and, in parentheses, of this thread on a CPU, which other work on the machine does
-//! not change as much. Machines differ; compare within one sitting.
+//! memory, what an image costs, and how long reports over all minutes take: the hot campaign by
+//! minute, country and device, alone and while a worker commits at full rate, and all campaigns in
+//! one row. Times are by the clock and, in parentheses, of this thread on a CPU, which other work
+//! on the machine does not change as much. Machines differ; compare within one sitting.
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::channel,
     },
     time::{Duration, Instant},
 };
 use trueup_operators::{
     change::{Change, Changes, Commit, Counts, Sink, TableId},
-    feed::EpochTimes,
+    feed::{EpochTimes, ImageKind},
     hash::mix,
     metrics::Metrics,
     money::Nanos,
@@ -60,6 +61,7 @@ fn main() {
     fill(&views, &mut sinks, rows_each);
     let mut epoch = MINUTES as u64;
     correct(&views, &mut sinks, &mut epoch, rows_each);
+    images(&views, &mut sinks, &mut epoch, rows_each);
     report(&views, "alone");
     let stop = Arc::new(AtomicBool::new(false));
     let busy = {
@@ -101,7 +103,7 @@ fn cpu_time() -> Duration {
 
 fn commit_of(epoch: u64, bucket: i32, changes: Vec<Change<4, Metrics>>) -> AdCommit {
     let changes = vec![Changes { table: TABLE, bucket: Bucket(bucket), changes }];
-    Commit { epoch, changes, incidents: Vec::new(), counts: Counts::default() }
+    Commit { epoch, changes, incidents: Vec::new(), counts: Counts::default(), image: None }
 }
 
 fn fill(views: &AdViews, sinks: &mut [ShardSink<4, Metrics>], rows_each: u32) {
@@ -129,6 +131,39 @@ fn fill(views: &AdViews, sinks: &mut [ShardSink<4, Metrics>], rows_each: u32) {
         bytes(memory.index_bytes),
         memory.history_bytes >> 20
     );
+}
+
+/// What taking an image of everything costs the worker's thread, writing it another, and an epoch
+/// whose segments an image still holds.
+fn images(views: &AdViews, sinks: &mut [ShardSink<4, Metrics>], epoch: &mut u64, rows_each: u32) {
+    let (to_writer, images) = channel();
+    sinks[0] = views.shard(0).on_image(move |image| to_writer.send(image).expect("it waits"));
+    let sink = &mut sinks[0];
+    let mut timed = |image| {
+        let of = AdCommit { image, ..corrections(*epoch, 0, rows_each, 20_000) };
+        *epoch += 1;
+        let began = Instant::now();
+        commit(views, sink, of);
+        began.elapsed().as_micros()
+    };
+    let plain = timed(None);
+    let marked = timed(Some(ImageKind::Whole));
+    let held = timed(None);
+    let image = images.recv().expect("it was asked for");
+    let (mut bytes, began) = (0, Instant::now());
+    let put = |_key, section: &[u8]| -> Result<(), ()> {
+        bytes += section.len();
+        Ok(())
+    };
+    image.write(put).expect("nothing refuses");
+    let mib_s = bytes as f64 / 1024.0 / 1024.0 / began.elapsed().as_secs_f64();
+    let next = timed(Some(ImageKind::Increment));
+    println!("  image of a shard of {} rows:", rows_each * MINUTES as u32);
+    println!("    an epoch of 20,000 changes {plain} µs; with an image of all {marked} µs,");
+    println!("    after it while the image is held {held} µs, with an increment {next} µs");
+    println!("    {:.1} B a row, written at {mib_s:.0} MiB/s", {
+        bytes as f64 / f64::from(rows_each) / f64::from(MINUTES)
+    });
 }
 
 /// Random rows of a random minute, as an epoch of corrections has them.

@@ -6,7 +6,7 @@
 //! the oldest readable epoch, and [`cut`] finds where the view begins. An event that is pushed out
 //! leaves the view as a difference like any other.
 
-use crate::tables::IncidentKey;
+use crate::{segment::Segment, tables::IncidentKey};
 use std::collections::VecDeque;
 use trueup_operators::{
     change::Incident,
@@ -31,46 +31,101 @@ pub(crate) fn list_of(fate: Fate) -> Option<usize> {
     LISTED.iter().position(|&f| f == fate)
 }
 
+/// An entry of a list.
+pub(crate) type Entry = (Epoch, Incident);
+
+/// Entries in a part of a list, which is what an image shares and a checkpoint replaces. Few in
+/// tests, so that short lists have several.
+pub(crate) const PART_ENTRIES: usize = if cfg!(test) { 8 } else { 4_096 };
+
 /// One worker's events of one fate.
 #[derive(Debug, Default)]
 pub(crate) struct List {
-    entries: VecDeque<(Epoch, Incident)>,
+    /// Full but for the last.
+    parts: VecDeque<Segment<Entry>>,
+    /// The number of the first of them.
+    first_part: u32,
+    /// How many entries of the first part are dropped.
+    skip: usize,
     dropped: u64,
 }
 
 /// The lists of one worker.
 pub(crate) type Lists = [List; LISTED.len()];
 
-fn key(entry: &(Epoch, Incident)) -> IncidentKey {
+pub(crate) fn key(entry: &Entry) -> IncidentKey {
     (entry.0, entry.1.position)
 }
 
 impl List {
+    /// A list of which only these entries, oldest first, are left; so many were dropped before.
+    pub(crate) fn of(entries: Vec<Entry>, dropped: u64) -> List {
+        let parts = entries.chunks(PART_ENTRIES).map(|part| Segment::Own(part.to_vec()));
+        List { parts: parts.collect(), first_part: 0, skip: 0, dropped }
+    }
+
     pub(crate) fn push(&mut self, epoch: Epoch, incident: Incident) {
         debug_assert!(
-            self.entries.back().is_none_or(|last| key(last) <= (epoch, incident.position)),
+            self.len()
+                .checked_sub(1)
+                .is_none_or(|last| { key(self.get(last)) <= (epoch, incident.position) }),
             "incidents come in the order of their positions"
         );
-        self.entries.push_back((epoch, incident));
+        if self.parts.back().is_none_or(|part| part.as_slice().len() == PART_ENTRIES) {
+            self.parts.push_back(Segment::new());
+        }
+        if let Some(part) = self.parts.back_mut() {
+            part.to_mut().push((epoch, incident));
+        }
+    }
+
+    /// How many there are.
+    fn len(&self) -> usize {
+        let Some(last) = self.parts.back() else { return 0 };
+        (self.parts.len() - 1) * PART_ENTRIES + last.as_slice().len() - self.skip
+    }
+
+    fn get(&self, at: usize) -> &Entry {
+        let at = at + self.skip;
+        &self.parts[at / PART_ENTRIES].as_slice()[at % PART_ENTRIES]
+    }
+
+    /// How many entries, from the oldest on, are of this kind; the others come after them.
+    fn partition_point(&self, is_before: impl Fn(&Entry) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if is_before(self.get(middle)) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
     }
 
     /// Forgets what is not in the view at `first`, the oldest readable epoch, nor later.
     pub(crate) fn trim(&mut self, first: Epoch, incidents_max: usize) {
-        let readable = self.entries.partition_point(|e| e.0 <= first);
+        let readable = self.partition_point(|e| e.0 <= first);
         let surplus = readable.saturating_sub(incidents_max);
-        self.entries.drain(..surplus);
         self.dropped += surplus as u64;
+        self.skip += surplus;
+        while self.skip >= PART_ENTRIES {
+            self.parts.pop_front();
+            self.first_part += 1;
+            self.skip -= PART_ENTRIES;
+        }
     }
 
     /// How many there ever were up to an epoch.
     pub(crate) fn total(&self, epoch: Epoch) -> u64 {
-        self.dropped + self.entries.partition_point(|e| e.0 <= epoch) as u64
+        self.dropped + self.partition_point(|e| e.0 <= epoch) as u64
     }
 
     /// How many of epochs `from..=to` there are.
     fn between(&self, from: Epoch, to: Epoch) -> usize {
-        let end = self.entries.partition_point(|e| e.0 <= to);
-        end.saturating_sub(self.entries.partition_point(|e| e.0 < from))
+        let end = self.partition_point(|e| e.0 <= to);
+        end.saturating_sub(self.partition_point(|e| e.0 < from))
     }
 
     /// Appends up to `max` entries with `from <= key < to`, oldest first.
@@ -79,11 +134,11 @@ impl List {
         from: IncidentKey,
         to: IncidentKey,
         max: usize,
-        out: &mut Vec<(Epoch, Incident)>,
+        out: &mut Vec<Entry>,
     ) {
-        let begin = self.entries.partition_point(|e| key(e) < from);
-        let end = self.entries.partition_point(|e| key(e) < to).max(begin);
-        out.extend(self.entries.range(begin..end.min(begin.saturating_add(max))));
+        let begin = self.partition_point(|e| key(e) < from);
+        let end = self.partition_point(|e| key(e) < to).max(begin);
+        out.extend((begin..end).take(max).map(|at| *self.get(at)));
     }
 
     /// Appends up to `max` entries with `from <= key < to`, newest first.
@@ -92,15 +147,25 @@ impl List {
         from: IncidentKey,
         to: IncidentKey,
         max: usize,
-        out: &mut Vec<(Epoch, Incident)>,
+        out: &mut Vec<Entry>,
     ) {
-        let begin = self.entries.partition_point(|e| key(e) < from);
-        let end = self.entries.partition_point(|e| key(e) < to).max(begin);
-        out.extend(self.entries.range(begin..end).rev().take(max));
+        let begin = self.partition_point(|e| key(e) < from);
+        let end = self.partition_point(|e| key(e) < to).max(begin);
+        out.extend((begin..end).rev().take(max).map(|at| *self.get(at)));
+    }
+
+    /// How many there ever were.
+    pub(crate) fn total_ever(&self) -> u64 {
+        self.dropped + self.len() as u64
+    }
+
+    /// Its parts with their numbers, for an image. The first may begin with dropped entries.
+    pub(crate) fn parts_mut(&mut self) -> impl Iterator<Item = (u32, &mut Segment<Entry>)> {
+        (self.first_part..).zip(&mut self.parts)
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<(Epoch, Incident)>()
+        self.parts.iter().map(Segment::bytes).sum()
     }
 }
 
@@ -178,6 +243,33 @@ mod tests {
         }
     }
 
+    /// More entries than a part has, trimmed across its bounds.
+    #[test]
+    fn lists_of_many_parts_are_as_one() {
+        const ENTRIES: u64 = 5 * PART_ENTRIES as u64 + 3;
+        let mut list = List::default();
+        for offset in 0..ENTRIES {
+            list.push(offset / 3, incident(offset));
+        }
+        let at = |offset: u64| (offset / 3, incident(offset));
+        for epoch in 0..=ENTRIES / 3 {
+            list.trim(epoch, 5);
+            let readable = (3 * (epoch + 1)).min(ENTRIES);
+            let first = readable.saturating_sub(5);
+            assert_eq!(list.total(epoch), readable);
+            let begin = (first / PART_ENTRIES as u64) as u32;
+            assert_eq!(list.parts_mut().next().map(|(number, _)| number), Some(begin));
+            for max in [1, 7, 100] {
+                let (mut oldest, mut newest) = (Vec::new(), Vec::new());
+                list.range(first_of(0), first_of(Epoch::MAX), max, &mut oldest);
+                list.newest(first_of(0), first_of(Epoch::MAX), max, &mut newest);
+                assert_eq!(oldest, (first..ENTRIES).take(max).map(at).collect::<Vec<_>>());
+                assert_eq!(newest, (first..ENTRIES).rev().take(max).map(at).collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(list.total_ever(), ENTRIES);
+    }
+
     #[test]
     fn trimming_keeps_what_the_oldest_readable_epoch_shows() {
         let mut list = List::default();
@@ -185,7 +277,7 @@ mod tests {
             list.push(epoch, incident(epoch));
         }
         list.trim(6, 3);
-        assert_eq!(list.entries.front().map(|e| e.0), Some(4));
+        assert_eq!((list.get(0).0, list.len()), (4, 6));
         assert_eq!((list.total(6), list.total(9)), (7, 10));
         assert_eq!(cut(6, 3, |f| f(&list)), (4, incident(4).position));
     }

@@ -8,6 +8,7 @@
 pub mod block;
 pub mod catalog;
 pub mod incidents;
+mod segment;
 pub mod tables;
 pub mod views;
 
@@ -18,4 +19,4 @@ pub use tables::{
     Filter, Follow, IncidentPage, Memory, Page, Place, ReadError, Slots, Span, Start, Step,
     SumQuery, Summed, Tables,
 };
-pub use views::{ViewSettings, Views};
+pub use views::{Loader, ShardImage, ShardSink, ViewSettings, Views};

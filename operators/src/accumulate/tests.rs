@@ -1,14 +1,18 @@
 //! The accumulators against a model: everything recomputed per epoch from all sums so far, in
 //! maps over texts, with the folding rule written out again. For 1, 2 and 4 workers the changes of
-//! each epoch must be the same, and those of the model. `TRUEUP_SEED` replays a run.
+//! each epoch must be the same, and those of the model; also when the run stops at some epochs and
+//! another number of workers goes on from an image (`resumed`). `TRUEUP_SEED` replays a run.
 
 #![allow(clippy::unwrap_used)]
+
+mod resumed;
 
 use super::*;
 use crate::{
     hash,
     metrics::Metrics,
     money::Nanos,
+    section::ShardId,
     sum::stable_key,
     time::{LogTime, MINUTE_US, SECOND_US},
 };
@@ -18,7 +22,7 @@ use timely::{
     dataflow::{
         InputHandle,
         channels::pact::Pipeline,
-        operators::{Concat, Input, Operator},
+        operators::{Input, Operator},
     },
 };
 
@@ -57,15 +61,26 @@ fn specs(rows_max: u32) -> Vec<RollupSpec> {
 /// One sum of an epoch: its rollup, its texts, its minute, what it adds.
 type Given = (u16, Texts, Bucket, Metrics);
 
-/// Epochs a minute apart, sums of the last minutes, some taken back later.
+/// Epochs half a minute apart, sums of the last minutes, some taken back later, some before they
+/// were given; and rows that come to nothing at once.
 fn script(random: &mut Random, epochs: u64) -> Vec<(EpochTimes, Vec<Given>)> {
     let mut counted: Vec<Given> = Vec::new();
+    let mut owed: Vec<Given> = Vec::new();
     let mut script = Vec::new();
     let mut before = LogTime(0);
     for epoch in 1..=epochs {
         let frontier = LogTime(epoch as i64 * MINUTE_US / 2);
         let minute = Bucket((frontier.0 / MINUTE_US) as i32);
-        let mut sums = Vec::new();
+        let mut sums: Vec<Given> = std::mem::take(&mut owed);
+        for i in 0..random.below(6) {
+            // Of a first dimension of their own: a row of money and no records is an error.
+            let texts = [format!("o{}", random.below(2)), format!("e{epoch}-{i}")];
+            let one = Metrics { impressions: 1, ..Metrics::default() };
+            let given = (0, texts, minute, one);
+            sums.push((0, given.1.clone(), minute, one.negated()));
+            // At once, which leaves a row that nobody sees, or in the next epoch.
+            if random.below(2) == 0 { sums.push(given) } else { owed.push(given) }
+        }
         for _ in 0..random.below(120) {
             let rollup = random.below(2) as u16;
             let second =
@@ -93,9 +108,67 @@ fn script(random: &mut Random, epochs: u64) -> Vec<(EpochTimes, Vec<Given>)> {
     script
 }
 
+/// Where rows are: by shard, table, bucket and number.
+type Numbered = BTreeMap<(ShardId, TableId, Bucket, u32), (Texts, u32, Metrics)>;
+
+/// What a run begins with, if not with nothing.
+struct Start {
+    symbols: Arc<Symbols>,
+    loaded: Vec<Option<[Loaded<2, Metrics>; STAGES]>>,
+    rows: Numbered,
+}
+
+/// What a run said, and what it left.
+#[derive(Default)]
+struct Ran {
+    seen: Seen,
+    counts: Counts,
+    rows: Numbered,
+    /// Of the last epoch, as they are written.
+    images: Vec<(ShardId, Vec<u8>)>,
+}
+
+impl Ran {
+    fn note(&mut self, shard: ShardId, epoch: Epoch, said: Said<2, Metrics>, symbols: &Symbols) {
+        match said {
+            Said::Changes(Changes { table, bucket, changes }) => {
+                for c in &changes {
+                    let texts = c.key.map(|s| symbols.text(s).to_string());
+                    let at = (epoch, table, bucket, texts.clone());
+                    let twice = self.seen.insert(at, (c.old_version, c.old, c.new));
+                    assert_eq!(twice, None, "a row changed twice in an epoch");
+                    let row = (texts.clone(), c.old_version + 1, c.new);
+                    let before = self.rows.insert((shard, table, bucket, c.row), row);
+                    let was = (texts, c.old_version, c.old);
+                    let is_new = c.old_version == 0;
+                    assert_eq!(before, (!is_new).then_some(was), "the row of number {}", c.row);
+                }
+            }
+            Said::Counts(counts) => self.counts.add(&counts),
+            Said::Incidents(_) => unreachable!("accumulators have none"),
+        }
+    }
+}
+
 fn run(peers: usize, rows_max: u32, script: &[(EpochTimes, Vec<Given>)]) -> (Seen, Counts) {
-    let out = Arc::new(Mutex::new((Seen::new(), Counts::default())));
-    let (script, symbols) = (Arc::new(script.to_vec()), Arc::new(Symbols::default()));
+    let ran = run_from(None, peers, rows_max, script);
+    (ran.seen, ran.counts)
+}
+
+/// Runs a script and takes an image of its last epoch.
+fn run_from(
+    start: Option<Start>,
+    peers: usize,
+    rows_max: u32,
+    script: &[(EpochTimes, Vec<Given>)],
+) -> Ran {
+    let Start { symbols, loaded, rows } = start.unwrap_or_else(|| Start {
+        symbols: Arc::default(),
+        loaded: (0..peers).map(|_| None).collect(),
+        rows: Numbered::new(),
+    });
+    let (out, loaded) = (Arc::new(Mutex::new(Ran { rows, ..Ran::default() })), Mutex::new(loaded));
+    let script = Arc::new(script.to_vec());
     let collected = Arc::clone(&out);
     let config = timely::Config {
         communication: CommunicationConfig::Process(peers),
@@ -105,40 +178,43 @@ fn run(peers: usize, rows_max: u32, script: &[(EpochTimes, Vec<Given>)]) -> (See
         let times = Times::default();
         let mut input =
             InputHandle::<Epoch, CapacityContainerBuilder<Vec<Chunk<2, Metrics>>>>::new();
+        let [mine, my_others] = match loaded.lock().unwrap()[worker.index()].take() {
+            Some(stages) => stages.map(Some),
+            None => [None, None],
+        };
         worker.dataflow::<Epoch, _, _>(|scope| {
-            let stage = |chunks, rows_max| {
-                let (symbols, times) = (Arc::clone(&symbols), Rc::clone(&times));
-                accumulate(chunks, specs(rows_max), LATENESS, symbols, times)
-            };
-            let main = stage(scope.input_from(&mut input), rows_max);
-            let others = stage(main.folded, ROWS_MAX_MAX);
-            let (symbols, collected) = (Arc::clone(&symbols), Arc::clone(&collected));
-            let said = main.said.concat(others.said);
-            let note = move |epoch: Epoch, said: Said<2, Metrics>| {
-                let mut out = collected.lock().unwrap();
-                match said {
-                    Said::Changes(changes) => {
-                        for c in &changes.changes {
-                            let texts = c.key.map(|s| symbols.text(s).to_string());
-                            let at = (epoch, changes.table, changes.bucket, texts);
-                            let twice = out.0.insert(at, (c.old_version, c.old, c.new));
-                            assert_eq!(twice, None, "a row changed twice in an epoch");
-                        }
-                    }
-                    Said::Counts(counts) => out.1.add(&counts),
-                    Said::Incidents(_) => unreachable!("accumulators have none"),
-                }
-            };
-            said.sink(Pipeline, "Note", move |(input, _)| {
-                input.for_each(|capability, said| {
-                    said.drain(..).for_each(|said| note(*capability.least().unwrap(), said));
+            let me = scope.index() as u16;
+            let stage = |stage, chunks, rows_max, loaded| {
+                let shard = ShardId { worker: me, stage };
+                let (out, symbols) = (Arc::clone(&collected), Arc::clone(&symbols));
+                let on_image = {
+                    let (out, symbols) = (Arc::clone(&out), Arc::clone(&symbols));
+                    Rc::new(move |image: AccumulatorImage| {
+                        let section = image.section(shard, &symbols).1;
+                        out.lock().unwrap().images.push((shard, section));
+                    })
+                };
+                let of = (Arc::clone(&symbols), Rc::clone(&times));
+                let specs = specs(rows_max);
+                let to = accumulate(chunks, specs, LATENESS, of.0, of.1, loaded, on_image);
+                to.said.sink(Pipeline, "Note", move |(input, _)| {
+                    input.for_each(|capability, said| {
+                        let epoch = *capability.least().unwrap();
+                        let mut out = out.lock().unwrap();
+                        said.drain(..).for_each(|said| out.note(shard, epoch, said, &symbols));
+                    });
                 });
-            });
+                to.folded
+            };
+            let folded = stage(0, scope.input_from(&mut input), rows_max, mine);
+            stage(1, folded, ROWS_MAX_MAX, my_others);
         });
         let (me, peers) = (worker.index(), worker.peers() as u32);
         let mut stables = Stables::new(Arc::clone(&symbols));
+        let last = script.last().map(|(at, _)| at.epoch);
         for (at, sums) in script.iter() {
-            times.borrow_mut().insert(at.epoch, *at);
+            let image = (last == Some(at.epoch)).then_some(ImageKind::Whole);
+            times.borrow_mut().insert(at.epoch, UnderWay { times: *at, image });
             input.advance_to(at.epoch);
             for (i, (rollup, texts, bucket, metrics)) in sums.iter().enumerate() {
                 if i % peers as usize != me {
@@ -159,7 +235,7 @@ fn run(peers: usize, rows_max: u32, script: &[(EpochTimes, Vec<Given>)]) -> (See
         }
     })
     .unwrap();
-    Arc::try_unwrap(out).unwrap().into_inner().unwrap()
+    Arc::try_unwrap(out).ok().unwrap().into_inner().unwrap()
 }
 
 /// The rule again, plainly.

@@ -21,8 +21,6 @@ pub(crate) struct Epochs {
     committed: Box<[AtomicU64]>,
     /// By worker: the oldest epoch that its history reaches back to.
     first: Box<[AtomicU64]>,
-    /// Nothing older than this is ever visible.
-    visible_from: AtomicU64,
     visible: watch::Sender<Option<Epoch>>,
 }
 
@@ -33,7 +31,6 @@ impl Epochs {
             announced: RwLock::default(),
             committed: zeros(),
             first: zeros(),
-            visible_from: AtomicU64::new(0),
             visible: watch::Sender::new(None),
         }
     }
@@ -50,8 +47,13 @@ impl Epochs {
         self.publish();
     }
 
-    pub(crate) fn show_from(&self, epoch: Epoch) {
-        self.visible_from.store(epoch, Ordering::Release);
+    /// Begins with an epoch that a checkpoint holds: it is visible, and nothing before it.
+    pub(crate) fn begin_with(&self, times: EpochTimes) {
+        for (first, committed) in self.first.iter().zip(&self.committed) {
+            first.store(times.epoch, Ordering::Release);
+            committed.store(times.epoch + 1, Ordering::SeqCst);
+        }
+        self.announce(times);
     }
 
     /// A worker has delivered an epoch; its history reaches back to `first`.
@@ -71,9 +73,6 @@ impl Epochs {
         let Some(delivered) = delivered.checked_sub(1) else { return };
         let announced = self.announced.read().back().map(|t| t.epoch);
         let Some(epoch) = announced.map(|a| a.min(delivered)) else { return };
-        if epoch < self.visible_from.load(Ordering::Acquire) {
-            return;
-        }
         self.visible.send_if_modified(|visible| {
             let newer = visible.is_none_or(|v| epoch > v);
             if newer {
@@ -104,8 +103,7 @@ impl Epochs {
     /// The oldest epoch that every worker's history reaches back to.
     pub(crate) fn first_readable(&self) -> Option<Epoch> {
         self.visible()?;
-        let first = self.first.iter().map(|f| f.load(Ordering::Acquire)).max().unwrap_or(0);
-        Some(first.max(self.visible_from.load(Ordering::Acquire)))
+        self.first.iter().map(|f| f.load(Ordering::Acquire)).max()
     }
 
     /// The times of an epoch to be read; of the newest when none is named.

@@ -86,13 +86,18 @@ fn more_rows<const N: usize, M: trueup_operators::metrics::Group>(changes: &[Cha
 pub(crate) struct History<const N: usize, M> {
     epochs: VecDeque<Arc<Past<N, M>>>,
     bytes: usize,
-    /// Everything after this epoch is kept. `None` before the first commit.
+    /// Everything after this epoch is kept. `None` before the first commit, if nothing was loaded.
     first: Option<Epoch>,
 }
 
 impl<const N: usize, M: trueup_operators::metrics::Group> History<N, M> {
     pub(crate) fn new() -> Self {
         History { epochs: VecDeque::new(), bytes: 0, first: None }
+    }
+
+    /// Begins after an epoch that a checkpoint holds.
+    pub(crate) fn begin_after(&mut self, epoch: Epoch) {
+        self.first = Some(epoch);
     }
 
     /// The oldest epoch that can be read.
@@ -115,7 +120,7 @@ impl<const N: usize, M: trueup_operators::metrics::Group> History<N, M> {
     /// When it is not newer than the last: a worker delivered an epoch twice, and every figure
     /// from here on would be wrong.
     pub(crate) fn push(&mut self, past: Arc<Past<N, M>>) {
-        if let Some(last) = self.last() {
+        if let Some(last) = self.last().or(self.first) {
             assert!(past.epoch > last, "epoch {} was committed after epoch {last}", past.epoch);
         }
         self.first.get_or_insert(past.epoch);

@@ -25,11 +25,20 @@
 //! or by twice the bytes while a sum that was overtaken twice holds its epoch; the lists of events
 //! by `incidents_max` each. A reader that is slower than the history gets [`ReadError::Gone`]; it
 //! never stops a worker for longer than it takes to copy 1,024 rows.
+//!
+//! # Images
+//!
+//! At an epoch that is marked for it, a shard gives an image of all that it holds (`image`): a
+//! reference to each segment of rows, taken under the same hold of the lock as the epoch's changes,
+//! and written by another thread while readers and the worker go on. `load` is the way back, for
+//! any number of workers.
 
 mod digest;
 mod epochs;
 mod follow;
 mod history;
+mod image;
+mod load;
 mod postings;
 mod read;
 mod rows;
@@ -40,7 +49,6 @@ mod tests;
 use crate::{
     block::RowBlock,
     catalog::{Catalog, View, ViewId, ViewKind},
-    incidents,
     tables::{
         Filter, Follow, IncidentKey, IncidentPage, Memory, Page, Place, ReadError, Start, SumQuery,
         Summed, Tables,
@@ -49,12 +57,14 @@ use crate::{
 use digest::Digests;
 use epochs::Epochs;
 use history::Past;
+pub use image::ShardImage;
+pub use load::Loader;
 use parking_lot::Mutex;
 use shard::Shard;
 use std::sync::Arc;
 use tokio::sync::watch;
 use trueup_operators::{
-    change::{Commit, Counts, Incident, Sink, TableId},
+    change::{Commit, Counts, Sink, TableId},
     event::Fate,
     feed::EpochTimes,
     metrics::Group,
@@ -176,25 +186,12 @@ impl<const N: usize, M: Group> Views<N, M> {
         self.epochs.announce(times);
     }
 
-    /// Nothing before this epoch is shown: while the state of a checkpoint comes in over several
-    /// epochs, nobody sees half of it.
-    pub fn show_from(&self, epoch: Epoch) {
-        self.epochs.show_from(epoch);
-    }
-
-    /// Puts back what a checkpoint holds of counts and listed events, before the first commit.
-    /// Events are in the order of their positions and count as older than any epoch.
-    pub fn restore(&self, counts: &Counts, listed: &[Incident]) {
-        let Some(shard) = self.shards.first() else { return };
-        let mut state = shard.0.write();
-        state.counts.add(counts);
-        let mut listed = listed.to_vec();
-        listed.sort_by_key(|i| i.position);
-        for incident in listed {
-            if let Some(list) = incidents::list_of(incident.fate) {
-                state.lists[list].push(0, incident);
-            }
-        }
+    /// Loads a checkpoint of the epoch `at` into views that are still empty.
+    ///
+    /// # Panics
+    /// When there are not [`STAGES`] sinks a worker.
+    pub fn load(self: &Arc<Self>, at: EpochTimes) -> Loader<N, M> {
+        Loader::new(Arc::clone(self), at)
     }
 
     /// Where one worker delivers.
@@ -203,7 +200,7 @@ impl<const N: usize, M: Group> Views<N, M> {
     /// When there are not so many workers in the settings.
     pub fn shard(self: &Arc<Self>, worker: usize) -> ShardSink<N, M> {
         assert!(worker < self.shards.len(), "worker {worker} of {}", self.shards.len());
-        ShardSink { views: Arc::clone(self), worker }
+        ShardSink { views: Arc::clone(self), worker, on_image: Box::new(|_image| {}) }
     }
 
     /// What may still happen to a bucket at an epoch; `None` when it has left the view.
@@ -235,8 +232,8 @@ impl<const N: usize, M: Group> Views<N, M> {
         Held { held: &self.held, epoch }
     }
 
-    fn commit(&self, worker: usize, commit: Commit<N, M>) {
-        let (epoch, shard) = (commit.epoch, &self.shards[worker]);
+    fn commit(&self, worker: usize, commit: Commit<N, M>) -> Option<ShardImage<N, M>> {
+        let (epoch, kind, shard) = (commit.epoch, commit.image, &self.shards[worker]);
         if let Some(digests) = &self.digests {
             digests.add(worker, &commit, &self.symbols);
         }
@@ -259,23 +256,45 @@ impl<const N: usize, M: Group> Views<N, M> {
         for list in &mut state.lists {
             list.trim(first, self.settings.incidents_max);
         }
+        let image = kind.map(|kind| self.image(worker, epoch, kind, &mut state));
         drop(state);
         self.epochs.commit(worker, epoch, first);
         // Freed here, after readers were let in again.
         drop((old_epochs, old_rows));
+        image
     }
 }
 
+/// Where images of a shard go.
+type OnImage<const N: usize, M> = Box<dyn FnMut(ShardImage<N, M>) + Send>;
+
 /// One worker's way in.
-#[derive(Debug)]
 pub struct ShardSink<const N: usize, M> {
     views: Arc<Views<N, M>>,
     worker: usize,
+    on_image: OnImage<N, M>,
+}
+
+impl<const N: usize, M> std::fmt::Debug for ShardSink<N, M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ShardSink {{ worker: {} }}", self.worker)
+    }
+}
+
+impl<const N: usize, M> ShardSink<N, M> {
+    /// Says where the images go that a commit asks for; without it, nowhere. Called by the
+    /// worker's thread, which must not write the image itself.
+    pub fn on_image(mut self, on_image: impl FnMut(ShardImage<N, M>) + Send + 'static) -> Self {
+        self.on_image = Box::new(on_image);
+        self
+    }
 }
 
 impl<const N: usize, M: Group> Sink<N, M> for ShardSink<N, M> {
     fn commit(&mut self, commit: Commit<N, M>) {
-        self.views.commit(self.worker, commit);
+        if let Some(image) = self.views.commit(self.worker, commit) {
+            (self.on_image)(image);
+        }
     }
 }
 

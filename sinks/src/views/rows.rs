@@ -2,12 +2,14 @@
 //! the worker gave, so that writing hashes nothing.
 //!
 //! Rows lie in segments of [`SEGMENT_ROWS`]: a bucket that grows to a quarter of a million rows is
-//! never copied, and a bucket with ten rows takes only what it needs.
+//! never copied, and a bucket with ten rows takes only what it needs. An image shares segments
+//! ([`crate::segment`]) and says which of them have changed.
 //!
 //! A number may be given again to another key when its row died. The index then lists the row
 //! under both keys, and who reads by index looks at the key as well.
 
 use super::postings::Postings;
+use crate::segment::Segment;
 use trueup_operators::{
     change::{Change, Key},
     metrics::Group,
@@ -15,8 +17,8 @@ use trueup_operators::{
     time::Epoch,
 };
 
-/// Rows in a segment. A power of two.
-const SEGMENT_ROWS: usize = 4_096;
+/// Rows in a segment. A power of two; few in tests, so that small buckets have several.
+pub(crate) const SEGMENT_ROWS: usize = if cfg!(test) { 16 } else { 4_096 };
 /// How far ahead of its use a row is asked for.
 const PREFETCH_ROWS: usize = 8;
 
@@ -56,7 +58,7 @@ impl<const N: usize, M: Group> Row<N, M> {
 /// One bucket of a table of one worker.
 #[derive(Debug)]
 pub(crate) struct Rows<const N: usize, M> {
-    segments: Vec<Vec<Row<N, M>>>,
+    segments: Vec<Segment<Row<N, M>>>,
     len: usize,
     postings: Postings,
     /// The last epoch that changed something here.
@@ -78,14 +80,14 @@ impl<const N: usize, M: Group> Rows<N, M> {
     #[inline]
     pub(crate) fn get(&self, row: u32) -> Option<&Row<N, M>> {
         let row = row as usize;
-        self.segments.get(row / SEGMENT_ROWS)?.get(row % SEGMENT_ROWS)
+        self.segments.get(row / SEGMENT_ROWS)?.as_slice().get(row % SEGMENT_ROWS)
     }
 
     #[inline]
     fn prefetch(&self, row: u32) {
         let row = row as usize;
         if let Some(segment) = self.segments.get(row / SEGMENT_ROWS) {
-            prefetch::read(segment, row % SEGMENT_ROWS);
+            prefetch::read(segment.as_slice(), row % SEGMENT_ROWS);
         }
     }
 
@@ -104,7 +106,7 @@ impl<const N: usize, M: Group> Rows<N, M> {
         if at >= self.len {
             self.grow(at + 1);
         }
-        let row = &mut self.segments[at / SEGMENT_ROWS][at % SEGMENT_ROWS];
+        let row = &mut self.segments[at / SEGMENT_ROWS].to_mut()[at % SEGMENT_ROWS];
         let (was_used, old_first) = (row.version > 0, row.key[0]);
         *row = Row::after(change);
         let first = change.key[0];
@@ -116,15 +118,29 @@ impl<const N: usize, M: Group> Rows<N, M> {
     fn grow(&mut self, len: usize) {
         while self.len < len {
             if self.len.is_multiple_of(SEGMENT_ROWS) {
-                self.segments.push(Vec::new());
+                self.segments.push(Segment::new());
             }
-            let segment = self.segments.len() - 1;
-            let room = SEGMENT_ROWS - self.segments[segment].len();
-            let more = room.min(len - self.len);
-            let new_len = self.segments[segment].len() + more;
-            self.segments[segment].resize(new_len, Row::absent());
+            let begin = self.len % SEGMENT_ROWS;
+            let more = (SEGMENT_ROWS - begin).min(len - self.len);
+            self.segments[self.len / SEGMENT_ROWS].to_mut().resize(begin + more, Row::absent());
             self.len += more;
         }
+    }
+
+    /// Appends a row of a checkpoint.
+    pub(crate) fn load(&mut self, row: Row<N, M>) {
+        if self.len.is_multiple_of(SEGMENT_ROWS) {
+            self.segments.push(Segment::new());
+        }
+        self.segments[self.len / SEGMENT_ROWS].to_mut().push(row);
+        self.postings.push(row.key[0], self.len as u32);
+        self.present += i64::from(row.is_present());
+        self.len += 1;
+    }
+
+    /// The segments, for an image.
+    pub(crate) fn segments_mut(&mut self) -> &mut [Segment<Row<N, M>>] {
+        &mut self.segments
     }
 
     /// Appends rows `from..from + max` with their numbers.
@@ -132,7 +148,7 @@ impl<const N: usize, M: Group> Rows<N, M> {
         let end = self.len.min(from.saturating_add(max));
         let mut at = from;
         while at < end {
-            let segment = &self.segments[at / SEGMENT_ROWS];
+            let segment = self.segments[at / SEGMENT_ROWS].as_slice();
             let begin = at % SEGMENT_ROWS;
             let take = (segment.len() - begin).min(end - at);
             let rows = segment[begin..begin + take].iter();
@@ -156,6 +172,6 @@ impl<const N: usize, M: Group> Rows<N, M> {
     }
 
     pub(crate) fn rows_bytes(&self) -> usize {
-        self.segments.iter().map(|s| s.capacity() * size_of::<Row<N, M>>()).sum()
+        self.segments.iter().map(Segment::bytes).sum()
     }
 }

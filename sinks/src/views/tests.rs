@@ -4,12 +4,15 @@
 //! * `reads_*`: every read of every readable epoch yields what the model has.
 //! * `followers_*`: a snapshot and the differences after it add up to the view at each epoch that a
 //!   follower reaches, whoever is slow, filtered, cut off or resumed.
+//! * `images`: what a chain of images holds is what a whole one holds, and views that were loaded
+//!   go on as if they had never stopped, whoever reads meanwhile.
 //! * the rest: single rules with a case each.
 //!
 //! A failing run prints its seed; `TRUEUP_SEED=<seed>` runs that one alone.
 #![allow(clippy::unwrap_used)]
 
 mod followers;
+mod images;
 mod model;
 mod rules;
 

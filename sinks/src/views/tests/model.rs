@@ -1,12 +1,16 @@
 //! The model: workers that make random commits, and every epoch kept whole.
 use super::*;
+use crate::incidents;
 use std::collections::BTreeMap;
 use trueup_operators::{
-    change::{Change, Changes},
+    accumulate::STAGES,
+    change::{Change, Changes, Incident},
     event::Position,
+    feed::ImageKind,
     hash::mix,
     metrics::Metrics,
     money::Nanos,
+    sum::{share_of, stable_key},
     symbols::Symbol,
     time::{LogTime, SECOND_US},
 };
@@ -48,6 +52,8 @@ pub(super) struct Settings {
     pub(super) workers: Option<usize>,
     pub(super) history_bytes_max: usize,
     pub(super) rollups: Vec<RollupSpec>,
+    /// Whether some epochs ask for an image.
+    pub(super) images: bool,
 }
 
 impl Default for Settings {
@@ -57,6 +63,7 @@ impl Default for Settings {
             epochs: 40,
             workers: None,
             history_bytes_max: 400_000,
+            images: false,
             rollups: vec![
                 RollupSpec::new("a", &["campaignId", "country", "deviceType"]),
                 RollupSpec {
@@ -100,7 +107,10 @@ pub(super) struct Model {
     pub(super) views: Arc<TestViews>,
     pub(super) random: Random,
     sinks: Vec<ShardSink<4, Metrics>>,
-    /// By epoch: its times, and by worker its commit.
+    view_settings: ViewSettings,
+    /// Images that were taken, in order.
+    pub(super) images: Arc<Mutex<Vec<ShardImage<4, Metrics>>>>,
+    /// By epoch: its times, and by sink its commit.
     script: Vec<(EpochTimes, Vec<Commit<4, Metrics>>)>,
     /// By epoch: each table whole.
     tables: Vec<BTreeMap<TableId, Table>>,
@@ -124,26 +134,58 @@ impl Model {
             incidents_max: 17,
             retention_us: [3 * MINUTE_US; 3],
             digests: true,
-            ..ViewSettings::new(workers, settings.rollups.clone(), lateness)
+            ..ViewSettings::new(workers * STAGES, settings.rollups.clone(), lateness)
         };
         let symbols = Arc::new(Symbols::default());
         // Symbols in an order that is not that of the texts.
         let texts = (0..12_u32).map(|i| symbols.intern(&format!("x{}", i * 7 % 12))).collect();
-        let views = Views::new(view_settings, symbols);
-        let sinks = (0..workers).map(|w| views.shard(w)).collect();
+        let views = Views::new(view_settings.clone(), symbols);
         let mut model = Model {
             settings,
             views,
             random,
-            sinks,
+            sinks: Vec::new(),
+            view_settings,
+            images: Arc::default(),
             script: Vec::new(),
             tables: Vec::new(),
-            delivered: vec![0; workers],
+            delivered: vec![0; workers * STAGES],
             announced: 0,
             symbols: texts,
         };
-        model.write_script(workers);
+        model.write_script(workers * STAGES);
+        model.connect();
         model
+    }
+
+    fn connect(&mut self) {
+        let sinks = (0..self.delivered.len()).map(|shard| {
+            let images = Arc::clone(&self.images);
+            self.views.shard(shard).on_image(move |image| images.lock().push(image))
+        });
+        self.sinks = sinks.collect();
+    }
+
+    /// Goes on after an epoch with views that are loaded.
+    pub(super) fn reload(
+        &mut self,
+        epoch: Epoch,
+        sections: impl Iterator<Item = Vec<u8>>,
+    ) -> Result<(), String> {
+        self.views = Views::new(self.view_settings.clone(), Arc::clone(&self.views.symbols));
+        let mut loader = self.views.load(self.times(epoch));
+        for section in sections {
+            loader.take(&section).map_err(|e| e.to_string())?;
+        }
+        loader.finish().map_err(|e| e.to_string())?;
+        self.delivered.fill(epoch as usize + 1);
+        self.announced = epoch as usize + 1;
+        self.connect();
+        Ok(())
+    }
+
+    pub(super) fn shards(&self) -> usize {
+        self.delivered.len()
     }
 
     fn write_script(&mut self, workers: usize) {
@@ -152,6 +194,8 @@ impl Model {
         let mut state: BTreeMap<(usize, TableId, Bucket), Numbered> = BTreeMap::new();
         let mut now: BTreeMap<TableId, Table> = BTreeMap::new();
         let mut frontier_us = 2 * MINUTE_US;
+        let mut kind = ImageKind::Whole;
+        let mut marks = Random(self.settings.seed << 32 | 3 << 30);
         for epoch in 0..self.settings.epochs {
             let frontier_before = LogTime(frontier_us);
             frontier_us += random.below(40) as i64 * SECOND_US;
@@ -170,6 +214,11 @@ impl Model {
                     );
                 }
                 add_incidents(times, &mut random, &mut commits);
+            }
+            if self.settings.images && marks.below(3) == 0 {
+                commits.iter_mut().for_each(|commit| commit.image = Some(kind));
+                let is_whole = marks.below(6) == 0;
+                kind = if is_whole { ImageKind::Whole } else { ImageKind::Increment };
             }
             self.script.push((times, commits));
             self.tables.push(now.clone());
@@ -198,7 +247,7 @@ impl Model {
                 keys.insert(key);
             }
             for key in keys {
-                let owner = mix(u64::from(key[0]), u64::from(key[1])) as usize % commits.len();
+                let owner = self.owner(&key, commits.len());
                 let new = metrics(random);
                 let numbered = state.entry((owner, table, bucket)).or_default();
                 let change = numbered.set(key, new);
@@ -213,12 +262,25 @@ impl Model {
         }
     }
 
+    /// The shard of a row: its worker's for rows or, say, for half of them the other.
+    fn owner(&self, key: &Key4, shards: usize) -> usize {
+        let symbols = self.views.symbols();
+        let stable = stable_key(key.iter().map(|&symbol| symbols.stable(symbol)));
+        let stage = mix(stable, 1) as usize % STAGES;
+        share_of(stable) % (shards / STAGES) * STAGES + stage
+    }
+
     /// Announces and delivers one more commit of a worker that is not too far ahead. `false` at the
     /// end.
     pub(super) fn deliver(&mut self) -> bool {
+        self.deliver_one().is_some()
+    }
+
+    /// Which shard took which epoch.
+    pub(super) fn deliver_one(&mut self) -> Option<(usize, Epoch)> {
         let slowest = *self.delivered.iter().min().unwrap();
         if slowest == self.script.len() {
-            return false;
+            return None;
         }
         let able: Vec<usize> = (0..self.delivered.len())
             .filter(|&w| self.delivered[w] < (slowest + 4).min(self.script.len()))
@@ -231,7 +293,7 @@ impl Model {
         }
         self.sinks[worker].commit(self.script[epoch].1[worker].clone());
         self.delivered[worker] += 1;
-        true
+        Some((worker, epoch as Epoch))
     }
 
     pub(super) fn delivered_all(&self) -> bool {
@@ -401,7 +463,13 @@ impl Numbered {
 }
 
 fn empty(epoch: Epoch) -> Commit<4, Metrics> {
-    Commit { epoch, changes: Vec::new(), incidents: Vec::new(), counts: Counts::default() }
+    Commit {
+        epoch,
+        changes: Vec::new(),
+        incidents: Vec::new(),
+        counts: Counts::default(),
+        image: None,
+    }
 }
 
 fn metrics(random: &mut Random) -> Metrics {

@@ -4,7 +4,6 @@ use crate::tables::{Start, Step};
 use std::ops::Range;
 use trueup_operators::{
     change::{Change, Changes},
-    event::Position,
     metrics::Metrics,
     money::Nanos,
     time::LogTime,
@@ -39,7 +38,7 @@ fn change(row: u32, key: [u32; 2], old_version: u32, old: i64, new: i64) -> Chan
 fn commit(epoch: Epoch, changes: Vec<Change<2, Metrics>>) -> Commit<2, Metrics> {
     let changes = Changes { table: TABLE, bucket: Bucket(0), changes };
     let changes = if changes.changes.is_empty() { vec![] } else { vec![changes] };
-    Commit { epoch, changes, incidents: vec![], counts: Counts::default() }
+    Commit { epoch, changes, incidents: vec![], counts: Counts::default(), image: None }
 }
 
 fn views(settings: ViewSettings) -> (Arc<Views<2, Metrics>>, Vec<ShardSink<2, Metrics>>) {
@@ -74,28 +73,6 @@ fn an_epoch_shows_when_it_was_announced_and_all_workers_delivered_it() {
     sinks[0].commit(commit(6, vec![change(0, [2, 4], 1, 3, 4)]));
     assert_eq!(rows(&views, &Filter::default(), None), [(vec![2, 4], 4), (vec![3, 4], 1)]);
     assert_eq!(rows(&views, &Filter::default(), Some(5)), [(vec![2, 4], 3)]);
-}
-
-#[test]
-fn nothing_shows_before_a_checkpoint_is_loaded() {
-    let (views, mut sinks) = views(settings(1));
-    views.show_from(3);
-    let counts = Counts { fates: [5, 0, 1, 0, 0], ..Counts::default() };
-    let position = Position { partition: 0, offset: 7, row: 0 };
-    let listed = Incident { fate: Fate::Conflict, position, log_time: LogTime(0) };
-    views.restore(&counts, &[listed]);
-    for epoch in 1..=3 {
-        assert_eq!(views.visible(), None);
-        views.announce(times(epoch, 0));
-        sinks[0].commit(commit(epoch, vec![change(epoch as u32, [2, 4], 8, 0, 1)]));
-    }
-    assert_eq!(views.visible().map(|t| t.epoch), Some(3));
-    assert_eq!(views.first_epoch(), Some(3));
-    assert_eq!(rows(&views, &Filter::default(), None).len(), 3);
-    assert_eq!(views.counts().unwrap().1, counts);
-    assert_eq!(views.incidents(&[Fate::Conflict], None, None, 9).unwrap().incidents.len(), 1);
-    let page = views.page(ViewId(0), &Filter::default(), None, None, 1).unwrap();
-    assert_eq!(page.rows.row(0).version, 9);
 }
 
 #[test]
@@ -416,7 +393,7 @@ fn rows_of_more_texts_than_can_be_packed_are_sorted_too() {
         .collect();
     let changes = vec![Changes { table: TABLE, bucket: Bucket(0), changes }];
     let counts = Counts::default();
-    views.shard(0).commit(Commit { epoch: 0, changes, incidents: vec![], counts });
+    views.shard(0).commit(Commit { epoch: 0, changes, incidents: vec![], counts, image: None });
     let query = SumQuery {
         rollup: 0,
         granularity: Granularity::Minute,
