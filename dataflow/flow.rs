@@ -131,7 +131,10 @@ impl<'s, B: EventBatch> Source<'s, B> {
         };
         let read_back = SharedBatches(Rc::clone(&context.batches));
         let fault = Rc::clone(&context.fault);
-        let (stream, ledger) = ledger::ledger(events, verdicts, settings, read_back, fault);
+        let (ledger, times) = (Ledger::new(settings), Rc::clone(&context.times));
+        let on_image = Rc::new(|_epoch, _image| {});
+        let (stream, ledger) =
+            ledger::ledger(events, verdicts, ledger, read_back, times, on_image, fault);
         context.ledgers.borrow_mut().push(ledger);
         Deduped { stream, context }
     }

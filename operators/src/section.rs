@@ -223,6 +223,11 @@ macro_rules! read_numbers {
 }
 
 impl<'a> Reader<'a> {
+    /// Of a section that does not begin with a [`SectionKey`]; `section` is what errors call it.
+    pub fn new(section: impl Into<String>, bytes: &'a [u8]) -> Reader<'a> {
+        Reader { section: section.into(), bytes, at: 0 }
+    }
+
     read_numbers!(u8 u16 u32 u64 i32 i64);
 
     /// The next so many bytes.

@@ -10,7 +10,12 @@
 //!
 //! A group is recognised by 72 bits of its hash; before anything is retracted, the event is read
 //! back and its whole group compared. Members refer to rows, and the rows' flags and places are
-//! the truth: all of this can be made again from them and their batches.
+//! the truth: all of this can be made again from them and their groups' keys. An image has those;
+//! [`image`] says how members are made of them again.
+
+mod image;
+
+pub(super) use image::{GroupKey, GroupsImage, Restored, VNODES_AT_ONCE};
 
 use super::{
     index::Index,
@@ -73,6 +78,8 @@ struct Shard {
     index: Index,
     live_from: u64,
     marks: Marks,
+    /// Members before this are in the image before.
+    imaged_to: u64,
 }
 
 /// All members of a worker.
@@ -100,6 +107,7 @@ impl Groups {
             index: Index::new(number as u8),
             live_from: 0,
             marks: Marks::default(),
+            imaged_to: 0,
         };
         Groups { shards: (0..VNODES).map(shard).collect(), pool: Pool::default() }
     }
@@ -116,28 +124,7 @@ impl Groups {
     #[must_use]
     pub(super) fn add(&mut self, group: &IdHash, row: RowRef) -> bool {
         let Groups { shards, pool } = self;
-        let shard = &mut shards[hash::vnode(group)];
-        if shard.members.tail() - shard.live_from >= MEMBERS_MAX {
-            return false;
-        }
-        if shard.index.is_full(shard.members.tail() - shard.members.head()) {
-            shard.fit(pool);
-        }
-        let key = key_of(group);
-        let number = shard.members.tail();
-        let link = match shard.youngest(key) {
-            Some(before) => {
-                shard.members.get_mut(before).link |= SUPERSEDED;
-                shard.index.renumber(spread(key), before, number);
-                (number - before) as u32 & LINK_MASK
-            }
-            None => {
-                shard.index.insert(spread(key), number);
-                0
-            }
-        };
-        shard.members.push(Member { key, row, link }, pool);
-        true
+        shards[hash::vnode(group)].add(key_of(group), row, pool)
     }
 
     /// The rows of a group, youngest first.
@@ -188,6 +175,31 @@ impl Groups {
 }
 
 impl Shard {
+    /// Adds a row to the group of a key. `false`: the shard is full.
+    #[inline]
+    fn add(&mut self, key: u64, row: RowRef, pool: &mut Pool<Member>) -> bool {
+        if self.members.tail() - self.live_from >= MEMBERS_MAX {
+            return false;
+        }
+        if self.index.is_full(self.members.tail() - self.members.head()) {
+            self.fit(pool);
+        }
+        let number = self.members.tail();
+        let link = match self.youngest(key) {
+            Some(before) => {
+                self.members.get_mut(before).link |= SUPERSEDED;
+                self.index.renumber(spread(key), before, number);
+                (number - before) as u32 & LINK_MASK
+            }
+            None => {
+                self.index.insert(spread(key), number);
+                0
+            }
+        };
+        self.members.push(Member { key, row, link }, pool);
+        true
+    }
+
     /// The youngest member of a group, forgotten or not.
     fn youngest(&self, key: u64) -> Option<u64> {
         self.index.find(spread(key), self.members.head(), |n| self.members.get(n).key == key)

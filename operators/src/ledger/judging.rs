@@ -254,7 +254,9 @@ impl Ledger {
         let vnode = &mut self.vnodes[touch.row.vnode()];
         let number = touch.row.number(vnode.live_from());
         let flag = flag_of(keys[touch.key() as usize].0);
-        vnode.rows.get_mut(number).set(flag, touch.flag());
+        if vnode.flip(number, flag, touch.flag()) {
+            self.note_flip();
+        }
     }
 
     /// That the log still holds at the row's place the event that was read there.

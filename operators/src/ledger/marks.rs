@@ -3,8 +3,14 @@
 //! comparison a slice. Used alike by rows, members of groups and verdicts, which is why they all
 //! forget in the same epoch.
 
-use crate::time::{Lateness, LogTime};
+use crate::{
+    section::{BrokenSection, Reader},
+    time::{Lateness, LogTime},
+};
 use std::collections::VecDeque;
+
+/// Bytes of a mark in an image.
+pub(super) const MARK_BYTES: usize = 16;
 
 /// The ends of slices in a queue, oldest first.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +43,42 @@ impl Marks {
             self.0.pop_front();
         }
         end
+    }
+
+    /// Up to where the slices end that are noted: `(latest, end)`, oldest first.
+    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = (LogTime, u64)> {
+        self.0.iter().map(|mark| (mark.latest, mark.end))
+    }
+
+    /// Appends the marks; how many is for the caller to say.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        for mark in &self.0 {
+            out.extend(mark.latest.0.to_le_bytes());
+            out.extend(mark.end.to_le_bytes());
+        }
+    }
+
+    /// Reads so many marks of a queue up to `tail`.
+    ///
+    /// # Errors
+    /// When the section is cut short, or they do not ascend.
+    pub(super) fn read(
+        count: usize,
+        tail: u64,
+        reader: &mut Reader<'_>,
+    ) -> Result<Marks, BrokenSection> {
+        let mut marks = VecDeque::with_capacity(count);
+        for i in 0..count {
+            let mark = Mark { latest: LogTime(reader.i64()?), end: reader.u64()? };
+            let after = |last: &Mark| last.latest < mark.latest && last.end < mark.end;
+            if mark.end > tail || !marks.back().is_none_or(after) {
+                let (Mark { latest, end }, of) = (mark, marks.back());
+                let reason = format!("mark {i} is {latest:?} at {end} of {tail}, after {of:?}");
+                return Err(reader.broken(reason));
+            }
+            marks.push_back(mark);
+        }
+        Ok(Marks(marks))
     }
 
     /// Memory of the marks.

@@ -22,7 +22,8 @@
 //! [`row`] is what is kept of an event; [`ring`] never moves a row; [`lanes`] and [`index`] find
 //! one with a single cache line and one look at the row; [`vnode`] forgets a slice of a day at a
 //! stroke and cleans up behind itself little by little; [`groups`], [`verdicts`] and [`marks`] say
-//! what they are; `entering` and `judging` hold the rules; `operator` is the timely operator.
+//! what they are; `entering` and `judging` hold the rules; `operator` is the timely operator;
+//! [`image`] writes the ledger's part of a checkpoint and `load` reads it.
 //!
 //! # Rules
 //!
@@ -58,9 +59,11 @@
 
 mod entering;
 mod groups;
+mod image;
 mod index;
 mod judging;
 mod lanes;
+mod load;
 mod marks;
 mod operator;
 mod ring;
@@ -71,7 +74,8 @@ mod vnode;
 #[cfg(test)]
 mod tests;
 
-pub use operator::ledger;
+pub use image::{ImageError, LedgerImage};
+pub use operator::{OnImage, ledger};
 
 use crate::{
     change::{Counts, Incident},
@@ -80,7 +84,7 @@ use crate::{
     hash::{self, IdHash, VNODES},
     time::{Bucket, Lateness, LogTime},
 };
-use groups::Groups;
+use groups::{Groups, Restored};
 use ring::Pool;
 use row::Row;
 use std::sync::Arc;
@@ -270,6 +274,13 @@ pub struct Ledger {
     sweep_next: usize,
     /// Whether anything may be left to sweep.
     sweeping: bool,
+    /// Whether an increment can continue the image before.
+    imaged: bool,
+    /// How many changes of rows of the image before are noted, and may be.
+    flips: usize,
+    flips_max: usize,
+    /// Members of groups, while vnodes are loaded.
+    restored: Option<Restored>,
 }
 
 impl Ledger {
@@ -290,6 +301,10 @@ impl Ledger {
             times: None,
             sweep_next: 0,
             sweeping: false,
+            imaged: false,
+            flips: 0,
+            flips_max: image::FLIPS_MAX,
+            restored: None,
             settings,
         }
     }
@@ -306,8 +321,10 @@ impl Ledger {
     /// Opens an epoch: forgets what its time has come for.
     ///
     /// # Errors
-    /// When the epoch does not follow the last one, or its log times went back.
+    /// When the epoch does not follow the last one, or its log times went back; when loading was
+    /// begun and not ended.
     pub fn open(&mut self, times: EpochTimes) -> Result<(), LedgerFault> {
+        self.check_loaded()?;
         if let Some(last) = self.times {
             let follows = last.epoch < times.epoch
                 && last.latest <= times.latest

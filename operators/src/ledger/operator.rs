@@ -5,9 +5,13 @@
 //! A capability is held for each epoch that is waiting, so the frontier behind the operator passes
 //! an epoch exactly when everything about it has been said. How many epochs wait is the source's
 //! limit: it sends no more of them than it lets be in flight.
+//!
+//! An image of the ledger is of the end of an epoch: it is taken when the epoch is done and before
+//! the next one is opened, whatever of the next one has come already.
 
-use super::{Ledger, LedgerFault, LedgerSettings, Ledgered};
+use super::{Ledger, LedgerFault, LedgerImage, LedgerSettings, Ledgered};
 use crate::{
+    accumulate::Times,
     event::EventBatch,
     feed::{Feed, Judgement, ReadBack},
     time::Epoch,
@@ -35,10 +39,15 @@ struct Pending<B> {
     judgements: Vec<Judgement>,
 }
 
+/// Takes the images of the ends of epochs.
+pub type OnImage = Rc<dyn Fn(Epoch, LedgerImage)>;
+
 /// The operator's state beside the ledger.
 struct Epochs<B> {
     pending: BTreeMap<Epoch, Pending<B>>,
     settings: LedgerSettings,
+    times: Times,
+    on_image: OnImage,
     /// A fault was reported. Capabilities are held for good, and nothing is emitted.
     stopped: bool,
 }
@@ -47,23 +56,30 @@ struct Epochs<B> {
 /// log, each epoch begun by a [`Feed::Open`]; `verdicts` go to the worker that they name. On a
 /// fault `fault` is called once with what happened; the operator then holds its frontier.
 ///
+/// The ledger is new or loaded. At the end of each epoch that `times` marks for an image,
+/// `on_image` gets it, within the step of the worker in which the epoch is done.
+///
 /// The ledger is shared with the caller for look-ups between steps of the worker.
 #[expect(clippy::type_complexity, reason = "a stream and a shared ledger, both plain")]
 pub fn ledger<'scope, B, R>(
     events: StreamVec<'scope, Epoch, Feed<B>>,
     verdicts: StreamVec<'scope, Epoch, Judgement>,
-    settings: LedgerSettings,
+    ledger: Ledger,
     mut read_back: R,
+    times: Times,
+    on_image: OnImage,
     fault: Rc<dyn Fn(String)>,
 ) -> (StreamVec<'scope, Epoch, Arc<Ledgered<B>>>, Rc<RefCell<Ledger>>)
 where
     B: EventBatch,
     R: ReadBack<B>,
 {
-    let ledger = Rc::new(RefCell::new(Ledger::new(settings)));
+    let settings = ledger.settings;
+    let ledger = Rc::new(RefCell::new(ledger));
     let state = Rc::clone(&ledger);
     let to_worker = Exchange::new(|j: &Judgement| u64::from(j.worker));
-    let mut epochs = Epochs::<B> { pending: BTreeMap::new(), settings, stopped: false };
+    let pending = BTreeMap::<Epoch, Pending<B>>::new();
+    let mut epochs = Epochs { pending, settings, times, on_image, stopped: false };
     let stream = events.binary_frontier(verdicts, Pipeline, to_worker, "Ledger", |_, _| {
         move |(feeds, feeds_frontier), (judgements, judgements_frontier), output| {
             feeds.for_each(|capability, data: &mut Vec<Feed<B>>| {
@@ -157,6 +173,10 @@ impl<B: EventBatch> Epochs<B> {
             let judgements = std::mem::take(judgements);
             ledger.judge(judgements, read_back, &mut |ledgered| emit(capability, ledgered))?;
             first.remove();
+            let marked = self.times.borrow().get(&epoch).and_then(|under_way| under_way.image);
+            if let Some(kind) = marked {
+                (self.on_image)(epoch, ledger.image(kind));
+            }
         }
         Ok(())
     }

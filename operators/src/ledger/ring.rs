@@ -5,9 +5,17 @@
 //! Rows are kept this way because a ledger forgets in the order in which it learnt: growing is
 //! adding a chunk, forgetting is giving chunks back, and neither copies a row. Chunks go through a
 //! [`Pool`] that all queues of a worker share, so what one vnode forgets another one fills.
+//!
+//! # Sharing
+//!
+//! An image of the queue ([`Ring::share`]) refers to the full chunks and copies only the last one,
+//! so it is taken in a time that goes by chunks and not by entries. While an image refers to a
+//! chunk, the chunk is not changed: whoever changes an entry in it gets a copy of the chunk first,
+//! once. Neither appending nor dropping copies anything. A chunk that no image refers to costs
+//! those who read and write it one branch.
 
 use super::lanes::prefetch_to_write;
-use std::collections::VecDeque;
+use std::{collections::VecDeque, ops::Deref, sync::Arc};
 
 /// Entries in a chunk: 8 KiB of rows. Larger chunks waste half of themselves in each of 256
 /// vnodes, smaller ones are allocated more often.
@@ -33,8 +41,15 @@ impl<T> Pool<T> {
         self.free.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK))
     }
 
-    fn give(&mut self, mut chunk: Vec<T>) {
-        if self.free.len() < POOL_CHUNKS_MAX {
+    /// Takes a chunk back; one that an image still refers to is the image's from now on.
+    fn give(&mut self, chunk: Chunk<T>) {
+        let chunk = match chunk {
+            Chunk::Own(chunk) => Some(chunk),
+            Chunk::Shared(chunk) => Arc::try_unwrap(chunk).ok(),
+        };
+        if let Some(mut chunk) = chunk
+            && self.free.len() < POOL_CHUNKS_MAX
+        {
             chunk.clear();
             self.free.push(chunk);
         }
@@ -43,6 +58,99 @@ impl<T> Pool<T> {
     /// Memory of the free chunks.
     pub(super) fn bytes(&self) -> usize {
         self.free.len() * CHUNK * size_of::<T>() + self.free.capacity() * size_of::<Vec<T>>()
+    }
+}
+
+/// A full chunk.
+#[derive(Debug)]
+enum Chunk<T> {
+    /// No image refers to it.
+    Own(Vec<T>),
+    /// An image refers to it, or did.
+    Shared(Arc<Vec<T>>),
+}
+
+impl<T> Deref for Chunk<T> {
+    type Target = [T];
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        match self {
+            Chunk::Own(entries) => entries,
+            Chunk::Shared(entries) => entries,
+        }
+    }
+}
+
+impl<T: Copy> Chunk<T> {
+    fn share(&mut self) -> Arc<Vec<T>> {
+        let shared = match std::mem::replace(self, Chunk::Own(Vec::new())) {
+            Chunk::Own(entries) => Arc::new(entries),
+            Chunk::Shared(entries) => entries,
+        };
+        *self = Chunk::Shared(Arc::clone(&shared));
+        shared
+    }
+
+    #[inline(always)]
+    fn entries_mut(&mut self) -> &mut [T] {
+        if let Chunk::Shared(_) = self {
+            self.unshare();
+        }
+        match self {
+            Chunk::Own(entries) => entries,
+            // Just made one's own.
+            Chunk::Shared(_) => &mut [],
+        }
+    }
+
+    /// Makes it one's own: by a copy, if an image still refers to it.
+    #[cold]
+    #[inline(never)]
+    fn unshare(&mut self) {
+        if let Chunk::Shared(entries) = std::mem::replace(self, Chunk::Own(Vec::new())) {
+            *self = Chunk::Own(Arc::try_unwrap(entries).unwrap_or_else(|e| e.to_vec()));
+        }
+    }
+}
+
+/// Entries of a queue as they were when the image was taken, whatever became of the queue since.
+#[derive(Debug)]
+pub(super) struct Part<T> {
+    /// The number of the first entry of the image.
+    from: u64,
+    /// The number of the first entry of `chunks`, at most `from`.
+    base: u64,
+    chunks: Vec<Arc<Vec<T>>>,
+    last: Vec<T>,
+}
+
+impl<T> Part<T> {
+    /// The number of the first entry.
+    pub(super) fn first(&self) -> u64 {
+        self.from
+    }
+
+    /// How many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.chunks.len() * CHUNK + self.last.len() - self.skip()
+    }
+
+    /// How many entries of the first chunk are before the first one.
+    fn skip(&self) -> usize {
+        (self.from - self.base) as usize
+    }
+
+    /// The entries with their numbers, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        let entries = self.chunks.iter().flat_map(|c| c.iter()).chain(&self.last);
+        (self.from..).zip(entries.skip(self.skip()))
+    }
+
+    /// Memory that the image alone holds.
+    pub(super) fn bytes(&self) -> usize {
+        let alone = self.chunks.iter().filter(|c| Arc::strong_count(c) == 1).count();
+        (alone * CHUNK + self.last.capacity()) * size_of::<T>()
+            + self.chunks.capacity() * size_of::<Arc<Vec<T>>>()
     }
 }
 
@@ -56,12 +164,20 @@ pub(super) struct Ring<T> {
     last_from: u64,
     head: u64,
     base: u64,
-    full: VecDeque<Vec<T>>,
+    full: VecDeque<Chunk<T>>,
 }
 
 impl<T> Default for Ring<T> {
     fn default() -> Self {
-        Ring { last: Vec::new(), last_from: 0, head: 0, base: 0, full: VecDeque::new() }
+        Ring::starting_at(0)
+    }
+}
+
+impl<T> Ring<T> {
+    /// An empty queue whose first entry will have this number.
+    pub(super) fn starting_at(number: u64) -> Self {
+        let (last, full) = (Vec::new(), VecDeque::new());
+        Ring { last, last_from: number, head: number, base: number, full }
     }
 }
 
@@ -95,7 +211,7 @@ impl<T: Copy> Ring<T> {
             return &mut self.last[(number - self.last_from) as usize];
         }
         let at = (number - self.base) as usize;
-        &mut self.full[at / CHUNK][at % CHUNK]
+        &mut self.full[at / CHUNK].entries_mut()[at % CHUNK]
     }
 
     /// Appends; the entry's number is the tail before.
@@ -113,7 +229,7 @@ impl<T: Copy> Ring<T> {
         let full = std::mem::replace(&mut self.last, pool.take());
         if !full.is_empty() {
             self.last_from += full.len() as u64;
-            self.full.push_back(full);
+            self.full.push_back(Chunk::Own(full));
         }
     }
 
@@ -138,14 +254,25 @@ impl<T: Copy> Ring<T> {
     /// The entries from a number on, with their numbers, oldest first.
     pub(super) fn iter_from(&self, number: u64) -> impl Iterator<Item = (u64, &T)> {
         let skip = (number - self.base) as usize;
-        let chunks = self.full.iter().chain([&self.last]).skip(skip / CHUNK);
+        let full = self.full.iter().map(|chunk| &chunk[..]);
+        let chunks = full.chain([&self.last[..]]).skip(skip / CHUNK);
         let entries = chunks.flatten().skip(skip % CHUNK);
         entries.enumerate().map(move |(i, entry)| (number + i as u64, entry))
     }
 
-    /// Memory of the queue, free places included.
+    /// An image of the entries from a number in `head..=tail` on.
+    pub(super) fn share(&mut self, from: u64) -> Part<T> {
+        let skipped = ((from - self.base) as usize / CHUNK).min(self.full.len());
+        let chunks: Vec<_> = self.full.range_mut(skipped..).map(Chunk::share).collect();
+        let of_last = from.saturating_sub(self.last_from) as usize;
+        let last = self.last[of_last..].to_vec();
+        let base = if chunks.is_empty() { from } else { self.base + (skipped * CHUNK) as u64 };
+        Part { from, base, chunks, last }
+    }
+
+    /// Memory of the queue, free places included, and what images refer to as well.
     pub(super) fn bytes(&self) -> usize {
         let entries = self.full.len() * CHUNK + self.last.capacity();
-        entries * size_of::<T>() + self.full.capacity() * size_of::<Vec<T>>()
+        entries * size_of::<T>() + self.full.capacity() * size_of::<Chunk<T>>()
     }
 }

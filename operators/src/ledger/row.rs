@@ -30,6 +30,11 @@ pub(super) const TOO_LATE: u32 = 8;
 /// It belongs to an impression.
 pub(super) const HAS_GROUP: u32 = 16;
 
+/// The flags that a verdict may change once the row is entered.
+pub(super) const JUDGED: u32 = EVENT_INVALID | GROUP_INVALID;
+/// Bytes of a row, in memory and in an image.
+pub(super) const ROW_BYTES: usize = 32;
+
 const FLAG_BITS: u32 = 5;
 const MINUTE_MAX: i32 = (1 << (32 - FLAG_BITS)) - 1;
 
@@ -43,7 +48,7 @@ pub(super) struct Row {
     pub(super) place: Place,
 }
 
-const _: () = assert!(size_of::<Row>() == 32);
+const _: () = assert!(size_of::<Row>() == ROW_BYTES);
 
 impl Row {
     #[inline(always)]
@@ -65,6 +70,34 @@ impl Row {
     #[inline(always)]
     pub(super) fn set(&mut self, flag: u32, on: bool) {
         self.minute_and_flags = self.minute_and_flags & !flag | if on { flag } else { 0 };
+    }
+
+    /// What verdicts have made of it: [`EVENT_INVALID`] and [`GROUP_INVALID`].
+    #[inline(always)]
+    pub(super) fn judged(&self) -> u32 {
+        self.minute_and_flags & JUDGED
+    }
+
+    /// The row as the drawing above has it, little-endian.
+    pub(super) fn to_bytes(self) -> [u8; ROW_BYTES] {
+        let mut bytes = [0; ROW_BYTES];
+        bytes[..16].copy_from_slice(&self.id);
+        bytes[16..20].copy_from_slice(&self.payload.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.minute_and_flags.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.place.0.to_le_bytes());
+        bytes
+    }
+
+    /// The inverse of [`Row::to_bytes`]; any bytes are a row.
+    pub(super) fn from_bytes(bytes: &[u8; ROW_BYTES]) -> Row {
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let middle = word(16);
+        Row {
+            id: std::array::from_fn(|i| bytes[i]),
+            payload: middle as u32,
+            minute_and_flags: (middle >> 32) as u32,
+            place: Place(word(24)),
+        }
     }
 
     #[inline(always)]
@@ -141,6 +174,7 @@ mod tests {
         let Position { partition, offset, row: r } = row.place.position();
         assert_eq!((partition, offset, r), (255, crate::log::OFFSET_MAX, 65_535));
         assert_eq!((row.payload, row.standing()), (u32::MAX - 1, Standing::Absent));
+        assert_eq!(Row::from_bytes(&row.to_bytes()), row);
         row.set(TOO_LATE, false);
         assert_eq!(row.standing(), Standing::Valid);
         row.set(GROUP_INVALID, true);

@@ -19,15 +19,27 @@
 //! A memory holds [`Memory::max`] keys. Beyond that the key that was judged longest ago is
 //! forgotten before its time, which is counted; the runtime refuses verdicts before it comes to
 //! that ([`super::Ledger::is_nearly_full`]).
+//!
+//! # Layout
+//!
+//! A key that is judged takes a *turn*, at most one in each slice of log time, in which the verdict
+//! stands as well; a map leads from the key to its latest turn. So turns are a [`Ring`], an image
+//! shares its chunks, and the map can be made again from them.
 
-use super::marks::Marks;
+mod image;
+
+pub(super) use image::MemoryImage;
+
+use super::{
+    marks::Marks,
+    ring::{Pool, Ring},
+};
 use crate::{
     feed::Judgement,
     hash::IdHash,
     time::{Bucket, Lateness, LogTime},
 };
 use hashbrown::HashMap;
-use std::collections::VecDeque;
 
 /// Keys are keyed hashes; those of a caller's own choosing come through [`super::row::spread`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,22 +131,22 @@ impl Ruling {
     }
 }
 
+/// A key's place in the order of judging. Of a key with several the latest counts; the earlier
+/// ones are void.
 #[derive(Clone, Copy, Debug)]
-struct Winner {
-    judged: Judged,
-    /// Its place in the order of judging; the key's earlier places in it are void.
-    turn: u64,
+struct Turn {
+    key: IdHash,
+    winner: Judged,
 }
 
 /// The verdicts on events of one vnode, or on all impressions.
 #[derive(Debug)]
 pub(super) struct Memory {
-    winners: ById<Winner>,
+    /// The latest turn of each key.
+    winners: ById<u64>,
     /// Verdicts that a winner superseded but for some event may be too late to, ascending.
     superseded: ById<Vec<Judged>>,
-    /// Keys in the order of judging; `turns[i]` is turn `first_turn + i`.
-    turns: VecDeque<IdHash>,
-    first_turn: u64,
+    turns: Ring<Turn>,
     /// The first turn of the slice that is being filled: keys judged in it need no new turn.
     slice_from: u64,
     marks: Marks,
@@ -143,13 +155,17 @@ pub(super) struct Memory {
     pub(super) forgotten_early: u64,
 }
 
+/// Verdicts are rare: chunks of turns go back to the allocator.
+fn no_pool() -> Pool<Turn> {
+    Pool::default()
+}
+
 impl Memory {
     pub(super) fn new(max: usize) -> Memory {
         Memory {
             winners: ById::default(),
             superseded: ById::default(),
-            turns: VecDeque::new(),
-            first_turn: 0,
+            turns: Ring::default(),
             slice_from: 0,
             marks: Marks::default(),
             max: max.max(1),
@@ -159,6 +175,11 @@ impl Memory {
 
     pub(super) fn len(&self) -> usize {
         self.winners.len()
+    }
+
+    /// Whether no verdict was ever remembered.
+    pub(super) fn is_new(&self) -> bool {
+        self.turns.tail() == 0
     }
 
     pub(super) fn max(&self) -> usize {
@@ -171,7 +192,7 @@ impl Memory {
 
     /// The verdict in force on a key.
     pub(super) fn winner(&self, key: &IdHash) -> Option<&Judged> {
-        self.winners.get(key).map(|w| &w.judged)
+        self.winners.get(key).map(|&turn| &self.turns.get(turn).winner)
     }
 
     /// What the remembered verdicts say about an event that comes now.
@@ -199,41 +220,40 @@ impl Memory {
             kept.reverse();
             self.superseded.insert(*key, kept);
         }
-        let turn = self.turn(key);
-        self.winners.insert(*key, Winner { judged: *last, turn });
+        self.take_turn(Turn { key: *key, winner: *last });
         while self.winners.len() > self.max && self.pop_turn() {}
     }
 
-    /// The key's turn in this slice, a new one if it has none.
-    fn turn(&mut self, key: &IdHash) -> u64 {
-        match self.winners.get(key) {
-            Some(winner) if winner.turn >= self.slice_from => winner.turn,
+    /// Notes a verdict in the key's turn of this slice, a new one if it has none.
+    fn take_turn(&mut self, turn: Turn) {
+        match self.winners.get(&turn.key) {
+            Some(&number) if number >= self.slice_from => *self.turns.get_mut(number) = turn,
             _ => {
-                self.turns.push_back(*key);
-                self.tail() - 1
+                self.winners.insert(turn.key, self.turns.tail());
+                self.turns.push(turn, &mut no_pool());
             }
         }
     }
 
-    fn tail(&self) -> u64 {
-        self.first_turn + self.turns.len() as u64
-    }
-
     /// Forgets the key whose turn is the oldest, unless it had another since. `false`: no turns.
     fn pop_turn(&mut self) -> bool {
-        let Some(key) = self.turns.pop_front() else { return false };
-        if self.winners.get(&key).is_some_and(|w| w.turn == self.first_turn) {
+        let oldest = self.turns.head();
+        if oldest == self.turns.tail() {
+            return false;
+        }
+        let key = self.turns.get(oldest).key;
+        if self.winners.get(&key) == Some(&oldest) {
             self.winners.remove(&key);
             self.superseded.remove(&key);
             self.forgotten_early += 1;
         }
-        self.first_turn += 1;
+        self.turns.drop_before(oldest + 1, &mut no_pool());
         true
     }
 
     /// Ends a slice of log time.
     pub(super) fn close_slice(&mut self, latest: LogTime) {
-        let tail = self.tail();
+        let tail = self.turns.tail();
         self.marks.close(latest, tail);
         self.slice_from = tail;
     }
@@ -243,10 +263,9 @@ impl Memory {
         let Some(end) = self.marks.forget(lateness, frontier) else { return false };
         // These are on time.
         let early = self.forgotten_early;
-        while self.first_turn < end && self.pop_turn() {}
+        while self.turns.head() < end && self.pop_turn() {}
         self.forgotten_early = early;
         self.winners.shrink_to(self.winners.len() * 2);
-        self.turns.shrink_to(self.turns.len() * 2);
         true
     }
 
@@ -255,10 +274,10 @@ impl Memory {
         if self.superseded.is_empty() {
             return;
         }
-        let winners = &self.winners;
+        let (winners, turns) = (&self.winners, &self.turns);
         self.superseded.retain(|key, kept| {
             // Ascending in log time: needed is a verdict whose successor came after the frontier.
-            let last = winners.get(key).map_or(frontier, |w| w.judged.log_time);
+            let last = winners.get(key).map_or(frontier, |&turn| turns.get(turn).winner.log_time);
             let after = |i: usize| kept.get(i + 1).map_or(last, |next| next.log_time);
             let needed = (0..kept.len()).find(|&i| after(i) > frontier).unwrap_or(kept.len());
             kept.drain(..needed);
@@ -274,7 +293,7 @@ impl Memory {
         self.winners.allocation_size()
             + self.superseded.allocation_size()
             + kept
-            + self.turns.capacity() * size_of::<IdHash>()
+            + self.turns.bytes()
             + self.marks.bytes()
     }
 }

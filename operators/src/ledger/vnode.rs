@@ -13,10 +13,11 @@
 use super::{
     index::Index,
     marks::Marks,
-    ring::{Pool, Ring},
+    ring::{Part, Pool, Ring},
     row::{Row, spread},
 };
 use crate::{
+    feed::ImageKind,
     hash::IdHash,
     time::{Lateness, LogTime},
 };
@@ -32,6 +33,47 @@ pub(super) struct Vnode {
     /// Rows before this are forgotten. `rows.head() ≤ live_from ≤ rows.tail()`.
     live_from: u64,
     marks: Marks,
+    /// Rows before this are in the image before. 0 while no increment can follow it.
+    imaged_to: u64,
+    /// What verdicts have changed of those.
+    flips: Vec<Flip>,
+}
+
+/// A row of an earlier image that a verdict has changed: the low 24 bits of its number, and above
+/// them [`Row::judged`]. That is enough because a vnode remembers fewer than 2²⁴ rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flip(pub(super) u32);
+
+impl Flip {
+    const NUMBER_BITS: u32 = 24;
+    const NUMBER_MASK: u32 = (1 << Self::NUMBER_BITS) - 1;
+
+    fn new(number: u64, judged: u32) -> Flip {
+        Flip(number as u32 & Self::NUMBER_MASK | judged << Self::NUMBER_BITS)
+    }
+
+    /// The whole number, given that the earlier image ended before `imaged_to`.
+    pub(super) fn number(self, imaged_to: u64) -> u64 {
+        let back = (imaged_to as u32).wrapping_sub(self.0) & Self::NUMBER_MASK;
+        imaged_to.wrapping_sub(u64::from(back))
+    }
+
+    pub(super) fn judged(self) -> u32 {
+        self.0 >> Self::NUMBER_BITS
+    }
+}
+
+/// The rows of a vnode as they were.
+#[derive(Debug)]
+pub(super) struct VnodeImage {
+    /// Of a whole image the first row, of an increment what the image before went up to.
+    pub(super) from: u64,
+    pub(super) live_from: u64,
+    /// The live ones of `from` on.
+    pub(super) rows: Part<Row>,
+    /// In the order in which they happened.
+    pub(super) flips: Vec<Flip>,
+    pub(super) marks: Marks,
 }
 
 /// What became of an event that asked to be entered.
@@ -53,7 +95,48 @@ impl Vnode {
             index: Index::new(number as u8),
             live_from: 0,
             marks: Marks::default(),
+            imaged_to: 0,
+            flips: Vec::new(),
         }
+    }
+
+    /// A vnode of these rows, the first of them live and numbered `rows.head()`.
+    pub(super) fn of_rows(number: usize, rows: Ring<Row>, marks: Marks) -> Vnode {
+        let (live_from, imaged_to) = (rows.head(), rows.tail());
+        let mut vnode = Vnode { rows, live_from, marks, imaged_to, ..Vnode::new(number) };
+        if imaged_to > live_from {
+            vnode.fit(1, &mut Pool::default());
+        }
+        vnode
+    }
+
+    /// The vnode as it is now. The next increment begins here.
+    pub(super) fn image(&mut self, kind: ImageKind) -> VnodeImage {
+        let flips = std::mem::take(&mut self.flips);
+        let (from, flips) = match kind {
+            ImageKind::Whole => (self.live_from, Vec::new()),
+            ImageKind::Increment => (self.imaged_to, flips),
+        };
+        let rows = self.rows.share(from.max(self.live_from));
+        self.imaged_to = self.rows.tail();
+        VnodeImage { from, live_from: self.live_from, rows, flips, marks: self.marks.clone() }
+    }
+
+    /// No increment can follow the image before.
+    pub(super) fn forget_image(&mut self) {
+        self.imaged_to = 0;
+        self.flips = Vec::new();
+    }
+
+    /// Sets a flag of a row because of a verdict. `true`: it was noted for the next increment.
+    pub(super) fn flip(&mut self, number: u64, flag: u32, on: bool) -> bool {
+        let row = self.rows.get_mut(number);
+        row.set(flag, on);
+        if number >= self.imaged_to {
+            return false;
+        }
+        self.flips.push(Flip::new(number, row.judged()));
+        true
     }
 
     /// How many events it remembers.
@@ -160,7 +243,8 @@ impl Vnode {
 
     /// All memory of the vnode, in use or not.
     pub(super) fn bytes(&self) -> usize {
-        self.rows.bytes() + self.index.bytes() + self.marks.bytes()
+        let flips = self.flips.capacity() * size_of::<Flip>();
+        self.rows.bytes() + self.index.bytes() + self.marks.bytes() + flips
     }
 
     /// What must hold whatever happened; for tests.

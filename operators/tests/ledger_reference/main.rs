@@ -18,11 +18,12 @@ use timely::dataflow::{
     operators::{Input, Inspect, Probe},
 };
 use trueup_operators::{
+    accumulate::Times,
     change::{Counts, Incident},
     event::{Fate, Target},
     feed::{Feed, Judgement, Located, ReadBack},
     hash,
-    ledger::{LedgerSettings, Ledgered, ledger},
+    ledger::{Ledger, LedgerSettings, Ledgered, ledger},
 };
 
 type Position = (u16, u64, u16);
@@ -90,7 +91,9 @@ fn run(schedule: &Arc<Schedule>, workers: usize, seed: u64) -> BTreeMap<u64, Sai
             let judgements = scope.input_from(&mut verdicts);
             let frames = Frames(schedule.frames());
             let fault = Rc::new(|reason: String| panic!("{reason}"));
-            let (stream, _) = ledger(feeds, judgements, settings, frames, fault);
+            let (new, on_image) = (Ledger::new(settings), Rc::new(|_, _| {}));
+            let (stream, _) =
+                ledger(feeds, judgements, new, frames, Times::default(), on_image, fault);
             stream
                 .inspect_core(move |event| {
                     if let Ok((stamp, ledgered)) = event {

@@ -3,6 +3,7 @@
 
 use super::Dice;
 use crate::{
+    accumulate::Times,
     change::Counts,
     event::{DecodeError, EventBatch, Fate, Target},
     feed::{EpochTimes, Feed, Judgement, Located, ReadBack},
@@ -402,7 +403,9 @@ fn after_a_fault_the_operator_holds_its_frontier_and_says_nothing_more() {
             let (verdicts, judgements) = scope.new_input::<Vec<Judgement>>();
             let settings = LedgerSettings::new(LATENESS, 0, 1);
             let fault = Rc::new(move |reason| reported.borrow_mut().push(reason));
-            let (stream, _) = ledger(feeds, judgements, settings, Log::default(), fault);
+            let (new, log) = (Ledger::new(settings), Log::default());
+            let (times, on_image) = (Times::default(), Rc::new(|_, _| {}));
+            let (stream, _) = ledger(feeds, judgements, new, log, times, on_image, fault);
             stream.inspect(move |_| *seen.borrow_mut() += 1).probe_with(&probe);
             (events, verdicts)
         });
