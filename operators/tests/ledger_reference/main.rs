@@ -1,14 +1,18 @@
 //! The ledger against a plain differential dataflow of the same rules ([`reference`]): on random
 //! schedules both must say the same, epoch by epoch, and the ledger the same with one, two and four
-//! workers. `TRUEUP_SEED=n` replays one case, `TRUEUP_CASES=n` runs more of them.
+//! workers, and the same when its workers are thrown away in between and others go on from their
+//! images ([`restarts`]). `TRUEUP_SEED=n` replays one case, `TRUEUP_CASES=n` runs more of them.
 #![allow(clippy::unwrap_used)]
 
 mod reference;
+mod restarts;
 mod schedule;
 
+use restarts::Leg;
 use schedule::{Batch, Dice, PARTITIONS, Schedule};
 use serde::{Deserialize, Serialize};
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
     rc::Rc,
     sync::{Arc, Mutex},
@@ -18,12 +22,12 @@ use timely::dataflow::{
     operators::{Input, Inspect, Probe},
 };
 use trueup_operators::{
-    accumulate::Times,
+    accumulate::{Times, UnderWay},
     change::{Counts, Incident},
     event::{Fate, Target},
     feed::{Feed, Judgement, Located, ReadBack},
-    hash,
-    ledger::{Ledger, LedgerSettings, Ledgered, ledger},
+    hash::{self, IdHash},
+    ledger::{Entry, Ledger, LedgerSettings, Ledgered, ledger},
 };
 
 type Position = (u16, u64, u16);
@@ -76,37 +80,52 @@ impl ReadBack<Batch> for Frames {
     }
 }
 
+/// What a run left behind: what it said by epoch, and what its ledgers know in the end.
+#[derive(Debug, Default)]
+struct Ran {
+    said: BTreeMap<u64, Said>,
+    entries: BTreeMap<IdHash, Entry>,
+    /// Rows of all workers.
+    rows: usize,
+}
+
 /// Runs the ledger's operator over a schedule. `seed` decides when each worker steps, and how far
 /// one input runs ahead of the other: nothing of that may show.
-fn run(schedule: &Arc<Schedule>, workers: usize, seed: u64) -> BTreeMap<u64, Said> {
-    let said = Arc::new(Mutex::new(BTreeMap::<u64, Said>::new()));
-    let (schedule, collected) = (Arc::clone(schedule), Arc::clone(&said));
+fn run(schedule: &Arc<Schedule>, workers: usize, seed: u64, leg: &Leg) -> Ran {
+    let ran = Arc::new(Mutex::new(Ran::default()));
+    let (schedule, leg, collected) = (Arc::clone(schedule), leg.clone(), Arc::clone(&ran));
     let guards = timely::execute(timely::Config::process(workers), move |worker| {
         let (me, peers) = (worker.index(), worker.peers());
         let (mut events, mut verdicts) = (InputHandle::new(), InputHandle::new());
-        let (probe, collected) = (ProbeHandle::new(), Arc::clone(&collected));
+        let (probe, said_by) = (ProbeHandle::new(), Arc::clone(&collected));
         let settings = LedgerSettings::new(schedule.lateness, me as u32, peers as u32);
-        worker.dataflow::<u64, _, _>(|scope| {
+        let mut state = Ledger::new(settings);
+        leg.load(me, peers, &mut state);
+        let (times, images) = (Times::default(), Rc::new(RefCell::new(Vec::new())));
+        let (marked, taken) = (Rc::clone(&times), Rc::clone(&images));
+        let state = worker.dataflow::<u64, _, _>(|scope| {
             let feeds = scope.input_from(&mut events);
             let judgements = scope.input_from(&mut verdicts);
             let frames = Frames(schedule.frames());
             let fault = Rc::new(|reason: String| panic!("{reason}"));
-            let (new, on_image) = (Ledger::new(settings), Rc::new(|_, _| {}));
-            let (stream, _) =
-                ledger(feeds, judgements, new, frames, Times::default(), on_image, fault);
+            let on_image = Rc::new(move |epoch, image| taken.borrow_mut().push((epoch, image)));
+            let (stream, state) = ledger(feeds, judgements, state, frames, marked, on_image, fault);
             stream
                 .inspect_core(move |event| {
                     if let Ok((stamp, ledgered)) = event {
-                        let mut said = collected.lock().unwrap();
+                        let said = &mut said_by.lock().unwrap().said;
                         let said = said.entry(*stamp.expect_singleton()).or_default();
                         ledgered.iter().for_each(|l| said.add(l));
                     }
                 })
                 .probe_with(&probe);
+            state
         });
         let mut dice = Dice(seed ^ me as u64);
-        for input in &schedule.epochs {
+        for input in leg.epochs(&schedule) {
             let epoch = input.times.epoch;
+            let image = leg.mark(epoch);
+            times.borrow_mut().insert(epoch, UnderWay { times: input.times, image });
             events.advance_to(epoch);
             if dice.percent(50) {
                 verdicts.advance_to(epoch);
@@ -131,17 +150,26 @@ fn run(schedule: &Arc<Schedule>, workers: usize, seed: u64) -> BTreeMap<u64, Sai
                 worker.step_or_park_while(None, || probe.less_than(&epoch));
             }
         }
+        events.close();
+        verdicts.close();
+        worker.step_or_park_while(None, || !probe.done());
+        // Only now, when the ledger has gone on: that must not show in what is written.
+        leg.store(me, peers, &images.borrow());
+        let (mut ran, state) = (collected.lock().unwrap(), state.borrow());
+        ran.rows += state.len();
+        ran.entries.extend(schedule.ids().filter_map(|id| Some((*id, state.lookup(id)?))));
     });
     for result in guards.expect("the workers start").join() {
         result.expect("the workers run");
     }
-    let mut said = Arc::try_unwrap(said).expect("its users have ended").into_inner().unwrap();
-    for epoch in said.values_mut() {
+    let mut ran = Arc::try_unwrap(ran).expect("its users have ended").into_inner().unwrap();
+    for epoch in ran.said.values_mut() {
         // Stable: the steps of one event in one epoch stay in their order.
         epoch.steps.sort_by_key(|s| s.0);
         epoch.incidents.sort_unstable();
     }
-    said
+    ran.said.retain(|_, said| *said != Said::default());
+    ran
 }
 
 fn send(
@@ -204,21 +232,24 @@ fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+fn seeds(cases: u64) -> Vec<u64> {
+    match environment("TRUEUP_SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=cases).collect(),
+    }
+}
+
 #[test]
 fn the_ledger_says_what_the_reference_says_with_any_number_of_workers() {
     let cases = environment("TRUEUP_CASES").unwrap_or(200);
-    let seeds = match environment("TRUEUP_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=cases).collect(),
-    };
+    let seeds = seeds(cases);
     let mut seen = Counts::default();
     for &seed in &seeds {
         println!("TRUEUP_SEED={seed}");
         let schedule = Arc::new(Schedule::random(seed));
         let expected = expected(&schedule);
         for workers in [1, 2, 4] {
-            let mut said = run(&schedule, workers, seed);
-            said.retain(|_, s| *s != Said::default());
+            let said = run(&schedule, workers, seed, &Leg::default()).said;
             for (epoch, expected) in &expected {
                 let said = said.get(epoch);
                 assert_eq!(said, Some(expected), "seed {seed}, {workers} workers, epoch {epoch}");

@@ -115,6 +115,11 @@ impl Schedule {
         frames.map(|f| ((f.partition, f.offset), Arc::clone(f))).collect()
     }
 
+    /// The ids of all events, some of them often.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &IdHash> {
+        self.epochs.iter().flat_map(|e| &e.frames).flat_map(|f| &f.batch.ids)
+    }
+
     pub(crate) fn random(seed: u64) -> Schedule {
         let mut making = Making::new(seed);
         let epochs = 20 + making.dice.below(80);
