@@ -10,7 +10,9 @@
 //! * `judged`: growing, with a remembered verdict on one event in a hundred;
 //! * `steady`: the horizon is a third of the stream, so most of it enters while as much is
 //!   forgotten;
-//! * `verdicts`: how long a verdict on one event in a hundred takes, batches read back from memory.
+//! * `verdicts`: how long a verdict on one event in a hundred takes, batches read back from memory;
+//! * `images`: how long the worker stops for an image, whole and increment, how long writing one
+//!   takes on a thread, and loading it; every event has an impression.
 //!
 //! `worst` is the slowest batch; the median stands beside it. A batch is generated just before it
 //! is entered and outside of the time that is measured, so its columns are in the cache, as they
@@ -21,7 +23,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 use trueup_operators::{
     change::Counts,
     event::{DecodeError, EventBatch, Target},
-    feed::{EpochTimes, Judgement, Located, ReadBack},
+    feed::{EpochTimes, ImageKind, Judgement, Located, ReadBack},
     hash::{IdHash, VNODES, mix},
     ledger::{Ledger, LedgerFault, LedgerSettings},
     log::Frame,
@@ -200,6 +202,55 @@ fn run_verdicts(events: u64) -> Result<(), LedgerFault> {
     Ok(())
 }
 
+/// Enters events of the stream, none of them forgotten.
+fn feed(ledger: &mut Ledger, from: u64, until: u64) -> Result<(), LedgerFault> {
+    for from in (from..until).step_by(BATCH as usize) {
+        let (log_time, batch) = (LogTime(START_US), batch(from, true));
+        ledger.open(times(from + 1, log_time))?;
+        ledger.enter(&Arc::new(Located { partition: 0, offset: from, log_time, batch }))?;
+    }
+    Ok(())
+}
+
+fn run_images(events: u64) -> Result<(), LedgerFault> {
+    let mut ledger = Ledger::new(LedgerSettings::new(lateness(24 * HOUR_US), 0, 1));
+    feed(&mut ledger, 0, events)?;
+    let mut chain: Vec<Vec<Vec<u8>>> = Vec::new();
+    let again = [(ImageKind::Whole, 0), (ImageKind::Whole, 0), (ImageKind::Increment, events / 10)];
+    let mut fed = events.next_multiple_of(BATCH);
+    for (kind, more) in again {
+        feed(&mut ledger, fed, fed + more)?;
+        fed += more.next_multiple_of(BATCH);
+        let begin = Instant::now();
+        let image = ledger.image(kind);
+        let stopped = begin.elapsed();
+        let write = |vnode| {
+            let mut section = Vec::new();
+            image.write_vnode(vnode, &mut section);
+            section
+        };
+        let begin = Instant::now();
+        let sections: Vec<Vec<u8>> = (0..VNODES).map(write).collect();
+        let bytes: usize = sections.iter().map(Vec::len).sum();
+        let (wrote, rows) = (begin.elapsed(), ledger.len());
+        println!("image {kind:?} of {rows}: stopped {stopped:?}, written {wrote:?}, {bytes} B");
+        if kind == ImageKind::Whole {
+            chain.clear();
+        }
+        chain.push(sections);
+    }
+    let begin = Instant::now();
+    let mut loaded = Ledger::new(LedgerSettings::new(lateness(24 * HOUR_US), 0, 1));
+    for vnode in 0..VNODES {
+        let parts: Vec<&[u8]> = chain.iter().map(|of| of[vnode].as_slice()).collect();
+        loaded.load_vnode(vnode, &parts).map_err(|e| LedgerFault::Feed(e.to_string()))?;
+    }
+    let vnodes = begin.elapsed();
+    loaded.finish_load();
+    println!("loaded {} in {vnodes:?}, with groups {:?}", loaded.len(), begin.elapsed());
+    Ok(())
+}
+
 fn main() -> Result<(), LedgerFault> {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let events = args.first().and_then(|a| a.parse().ok());
@@ -228,5 +279,8 @@ fn main() -> Result<(), LedgerFault> {
             run(plan)?;
         }
     }
-    if wanted("verdicts") { run_verdicts(events.min(2_000_000)) } else { Ok(()) }
+    if wanted("verdicts") {
+        run_verdicts(events.min(2_000_000))?;
+    }
+    if wanted("images") { run_images(events) } else { Ok(()) }
 }

@@ -70,8 +70,8 @@ pub(super) const SHARED_KIND: u8 = 6;
 /// Where a section says how long it is.
 const LENGTH_AT: usize = 4;
 
-/// The greatest number that a section may begin with: far beyond any, and far from overflow.
-pub(super) const NUMBER_MAX: u64 = 1 << 62;
+/// The greatest number that a section may begin with: far beyond any, and sums do not overflow.
+pub(super) const NUMBER_MAX: u64 = 1 << 48;
 
 /// Rows of the image before that verdicts may change, on one worker; beyond it the next image is
 /// whole. 4 MiB.

@@ -2,6 +2,7 @@
 //! right, with any number of workers, is for `operators/tests/ledger_reference`.
 #![allow(clippy::unwrap_used)]
 
+mod images;
 mod rules;
 mod structure;
 

@@ -19,20 +19,20 @@ use crate::{
 };
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
-const LATENESS: Lateness = Lateness {
+pub(super) const LATENESS: Lateness = Lateness {
     allowed_lateness_us: MINUTE_US,
     correction_horizon_us: HOUR_US,
     future_skew_us_max: MINUTE_US,
 };
-const NOON: i64 = 1_800_000_000_000_000 / MINUTE_US * MINUTE_US;
+pub(super) const NOON: i64 = 1_800_000_000_000_000 / MINUTE_US * MINUTE_US;
 
 #[derive(Clone, Debug, Default)]
-struct Events {
-    ids: Vec<IdHash>,
-    payloads: Vec<u64>,
-    times_us: Vec<i64>,
-    groups: Vec<Option<IdHash>>,
-    born_invalid: Vec<bool>,
+pub(super) struct Events {
+    pub(super) ids: Vec<IdHash>,
+    pub(super) payloads: Vec<u64>,
+    pub(super) times_us: Vec<i64>,
+    pub(super) groups: Vec<Option<IdHash>>,
+    pub(super) born_invalid: Vec<bool>,
     foreign: Vec<bool>,
 }
 
@@ -99,7 +99,7 @@ struct Bench {
 }
 
 #[derive(Default)]
-struct Log(HashMap<u64, Arc<Located<Events>>>);
+pub(super) struct Log(pub(super) HashMap<u64, Arc<Located<Events>>>);
 
 impl ReadBack<Events> for Log {
     fn read_back(&mut self, _: u16, offset: u64) -> Result<Arc<Located<Events>>, String> {

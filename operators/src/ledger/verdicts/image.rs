@@ -123,8 +123,12 @@ impl Memory {
     ) -> Result<Memory, BrokenSection> {
         let (first, slice_from) = (reader.u64()?, reader.u64()?);
         let mut memory = Memory { forgotten_early: reader.u64()?, ..Memory::new(max) };
-        if first > NUMBER_MAX {
-            return Err(reader.broken(format!("the first turn is {first}, at most {NUMBER_MAX}")));
+        // Each key that was forgotten had its turn.
+        if first > NUMBER_MAX || memory.forgotten_early > first {
+            let early = memory.forgotten_early;
+            let reason =
+                format!("the first turn is {first}, and {early} keys were forgotten early");
+            return Err(reader.broken(reason));
         }
         memory.turns = Ring::starting_at(first);
         for _ in 0..reader.count(ID_BYTES + VERDICT_BYTES)? {
