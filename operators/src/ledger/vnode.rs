@@ -32,12 +32,20 @@ pub(super) struct Vnode {
     index: Index,
     /// Rows before this are forgotten. `rows.head() ≤ live_from ≤ rows.tail()`.
     live_from: u64,
+    aside: Box<Aside>,
+}
+
+/// What no event needs; apart, so that what events need of 256 vnodes stays in the nearest cache.
+#[derive(Debug, Default)]
+struct Aside {
     marks: Marks,
     /// Rows before this are in the image before. 0 while no increment can follow it.
     imaged_to: u64,
     /// What verdicts have changed of those.
     flips: Vec<Flip>,
 }
+
+const _: () = assert!(size_of::<Vnode>() <= 128);
 
 /// A row of an earlier image that a verdict has changed: the low 24 bits of its number, and above
 /// them [`Row::judged`]. That is enough because a vnode remembers fewer than 2²⁴ rows.
@@ -94,16 +102,15 @@ impl Vnode {
             // Neighbours are owned by different workers, so each worker has all sizes.
             index: Index::new(number as u8),
             live_from: 0,
-            marks: Marks::default(),
-            imaged_to: 0,
-            flips: Vec::new(),
+            aside: Box::default(),
         }
     }
 
     /// A vnode of these rows, the first of them live and numbered `rows.head()`.
     pub(super) fn of_rows(number: usize, rows: Ring<Row>, marks: Marks) -> Vnode {
         let (live_from, imaged_to) = (rows.head(), rows.tail());
-        let mut vnode = Vnode { rows, live_from, marks, imaged_to, ..Vnode::new(number) };
+        let aside = Box::new(Aside { marks, imaged_to, flips: Vec::new() });
+        let mut vnode = Vnode { rows, live_from, aside, ..Vnode::new(number) };
         if imaged_to > live_from {
             vnode.fit(1, &mut Pool::default());
         }
@@ -112,30 +119,30 @@ impl Vnode {
 
     /// The vnode as it is now. The next increment begins here.
     pub(super) fn image(&mut self, kind: ImageKind) -> VnodeImage {
-        let flips = std::mem::take(&mut self.flips);
+        let flips = std::mem::take(&mut self.aside.flips);
         let (from, flips) = match kind {
             ImageKind::Whole => (self.live_from, Vec::new()),
-            ImageKind::Increment => (self.imaged_to, flips),
+            ImageKind::Increment => (self.aside.imaged_to, flips),
         };
         let rows = self.rows.share(from.max(self.live_from));
-        self.imaged_to = self.rows.tail();
-        VnodeImage { from, live_from: self.live_from, rows, flips, marks: self.marks.clone() }
+        self.aside.imaged_to = self.rows.tail();
+        VnodeImage { from, live_from: self.live_from, rows, flips, marks: self.aside.marks.clone() }
     }
 
     /// No increment can follow the image before.
     pub(super) fn forget_image(&mut self) {
-        self.imaged_to = 0;
-        self.flips = Vec::new();
+        self.aside.imaged_to = 0;
+        self.aside.flips = Vec::new();
     }
 
     /// Sets a flag of a row because of a verdict. `true`: it was noted for the next increment.
     pub(super) fn flip(&mut self, number: u64, flag: u32, on: bool) -> bool {
         let row = self.rows.get_mut(number);
         row.set(flag, on);
-        if number >= self.imaged_to {
+        if number >= self.aside.imaged_to {
             return false;
         }
-        self.flips.push(Flip::new(number, row.judged()));
+        self.aside.flips.push(Flip::new(number, row.judged()));
         true
     }
 
@@ -209,12 +216,12 @@ impl Vnode {
 
     /// Ends a slice of log time.
     pub(super) fn close_slice(&mut self, latest: LogTime) {
-        self.marks.close(latest, self.rows.tail());
+        self.aside.marks.close(latest, self.rows.tail());
     }
 
     /// Forgets the slices whose time has come.
     pub(super) fn forget(&mut self, lateness: &Lateness, frontier: LogTime) {
-        if let Some(end) = self.marks.forget(lateness, frontier) {
+        if let Some(end) = self.aside.marks.forget(lateness, frontier) {
             self.live_from = end;
         }
     }
@@ -243,8 +250,8 @@ impl Vnode {
 
     /// All memory of the vnode, in use or not.
     pub(super) fn bytes(&self) -> usize {
-        let flips = self.flips.capacity() * size_of::<Flip>();
-        self.rows.bytes() + self.index.bytes() + self.marks.bytes() + flips
+        let flips = size_of::<Aside>() + self.aside.flips.capacity() * size_of::<Flip>();
+        self.rows.bytes() + self.index.bytes() + self.aside.marks.bytes() + flips
     }
 
     /// What must hold whatever happened; for tests.
