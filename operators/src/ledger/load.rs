@@ -213,7 +213,8 @@ impl Ledger {
     /// [`Ledger::finish_load`].
     ///
     /// # Errors
-    /// When the section is cut short or contradicts itself. The ledger must not be used any more then.
+    /// When the section is cut short or contradicts itself. The ledger must not be used any more
+    /// then.
     pub fn load_impressions(&mut self, section: &[u8]) -> Result<(), ImageError> {
         let mut reader = Reader::new("ledger, verdicts on impressions", section);
         let [opened, zero] = open(&mut reader, SHARED_KIND, section)?;
