@@ -54,6 +54,12 @@ pub struct Common {
     /// Worker threads. [key: workers.threads]
     #[arg(long, env = "TRUEUP_WORKERS", value_name = "N")]
     pub workers: Option<usize>,
+    /// How often the state is written down; 0s: never. [key: checkpoint.interval]
+    #[arg(long, env = "TRUEUP_CHECKPOINT_INTERVAL", value_name = "DURATION")]
+    pub checkpoint_interval: Option<Span>,
+    /// Where: a directory or a URL. [key: checkpoint.store]
+    #[arg(long, env = "TRUEUP_CHECKPOINT_STORE", value_name = "PLACE")]
+    pub checkpoint_store: Option<String>,
 }
 
 /// `trueup demo`
@@ -247,6 +253,12 @@ impl Common {
         }
         if let Some(workers) = self.workers {
             config.workers.threads = workers;
+        }
+        if let Some(interval) = self.checkpoint_interval {
+            config.checkpoint.interval = interval;
+        }
+        if let Some(store) = &self.checkpoint_store {
+            config.checkpoint.store.clone_from(store);
         }
         config.check()?;
         Ok(config)

@@ -1,6 +1,7 @@
 //! What each command does, and how it fails.
 
 mod check;
+mod checkpoints;
 mod demo;
 mod generate;
 mod remote;

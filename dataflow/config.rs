@@ -3,7 +3,10 @@
 //!
 //! Durations are text (`500ms`, `5m`, `24h`, `7d`), sizes are text or bytes (`256MiB`, `4096`).
 
-use crate::open_log::OpenLog;
+use crate::{
+    checkpoint::{CheckpointSettings, keeper::KEPT_MIN},
+    open_log::OpenLog,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use trueup_operators::{access::Token, log::LogError, rollup::RollupSpec, time::Lateness};
@@ -22,6 +25,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where the log is, if it is Kafka.
     pub kafka: Kafka,
+    /// When the state is written down, and where.
+    pub checkpoint: Checkpoint,
     /// Epochs, lateness and finality.
     pub time: Time,
     /// Worker threads.
@@ -139,6 +144,20 @@ pub enum Fsync {
     Never,
 }
 
+/// `[checkpoint]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// How often. `0s`: never, and a start reads the log from its beginning.
+    pub interval: Span,
+    /// Where: a directory, in `data_dir` if it is relative, or a URL (`file://…`, `s3://…`).
+    pub store: String,
+    /// How many are kept.
+    pub kept: usize,
+    /// Every which is whole; the others are what has changed.
+    pub whole_every: u32,
+}
+
 /// `[time]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -194,6 +213,7 @@ impl Default for Config {
             auth: Auth::default(),
             log: LogConfig::default(),
             kafka: Kafka::default(),
+            checkpoint: Checkpoint::default(),
             time: Time::default(),
             workers: Workers::default(),
             limits: trueup_collector::Settings::default(),
@@ -245,6 +265,14 @@ impl Default for Kafka {
             read_timeout: Span(Duration::from_secs(300)),
             spool_bytes_max: Size(4 << 30),
         }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        let CheckpointSettings { interval, kept, whole_every } = CheckpointSettings::default();
+        let store = crate::host::CHECKPOINTS.to_owned();
+        Checkpoint { interval: Span(interval), store, kept, whole_every }
     }
 }
 
@@ -321,6 +349,18 @@ impl Config {
         if self.flow.epochs_in_flight_max == 0 {
             return error("`flow.epochs_in_flight_max` is 0; give 1 or more".into());
         }
+        let Checkpoint { interval, kept, whole_every, .. } = &self.checkpoint;
+        if !interval.0.is_zero() && interval.0 < Duration::from_millis(100) {
+            return error(format!(
+                "`checkpoint.interval` is {interval}; give 100ms or more, or 0s"
+            ));
+        }
+        if !(KEPT_MIN..=1_000).contains(kept) {
+            return error(format!("`checkpoint.kept` is {kept}; give {KEPT_MIN} to 1000"));
+        }
+        if !(1..=1_000).contains(whole_every) {
+            return error(format!("`checkpoint.whole_every` is {whole_every}; give 1 to 1000"));
+        }
         let Server { connections_max, head_ms_max, unread_ms_max, .. } = self.server;
         for (key, value, max) in [
             ("connections_max", connections_max as u64, 1_000_000),
@@ -371,6 +411,11 @@ impl Config {
                 cut: crate::epochs::Cut::Live,
             },
             read_back_bytes_max: self.flow.read_back_bytes_max.0 as usize,
+            checkpoint: CheckpointSettings {
+                interval: self.checkpoint.interval.0,
+                kept: self.checkpoint.kept,
+                whole_every: self.checkpoint.whole_every,
+            },
             partitioned_by_id: match (self.log.kind, self.kafka.encoding) {
                 (LogKind::Kafka, KafkaEncoding::Json) => false,
                 (LogKind::Kafka, KafkaEncoding::Batch) | (LogKind::Embedded, _) => true,
@@ -656,6 +701,8 @@ mod tests {
         let check = |text: &str| Config::parse(text).unwrap().check().map_err(|e| e.0);
         let error = check("[time]\nallowed_lateness = \"2d\"").unwrap_err();
         assert!(error.contains("correction_horizon"), "{error}");
+        let error = check("[checkpoint]\nkept = 1").unwrap_err();
+        assert!(error.contains("checkpoint.kept") && error.contains("2 to 1000"), "{error}");
         let error = check("[server]\nlisten = \"0.0.0.0:80\"").unwrap_err();
         assert!(error.contains("token"), "{error}");
     }

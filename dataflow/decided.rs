@@ -78,6 +78,12 @@ impl Decided {
         }
     }
 
+    /// Whether the spans of time are the same. (A list of rollups is compared by who has one.)
+    pub(crate) fn is_decided_as(&self, other: &Decided) -> bool {
+        let of = |d: &Decided| (d.correction_horizon_us, d.future_skew_us_max);
+        of(self) == of(other)
+    }
+
     /// Compares with what is written in a data directory, if anything is.
     ///
     /// # Errors

@@ -10,9 +10,9 @@
 //! then exits with 70; the log has everything, so the next start is as good as this one was.
 
 use crate::{
+    checkpoint::{CheckpointSettings, Checkpoints, start::Begin},
     epochs::{Cut, EpochSettings, Epochs, Feeder, Lag},
     flow::Job,
-    remap::Cursor,
     shuffle::{self, Shuffle},
     worker::{self, WorkerMemory},
 };
@@ -54,6 +54,8 @@ pub struct EngineSettings {
     pub epochs: EpochSettings,
     /// Decoded batches kept for verdicts, bytes of payload over all workers.
     pub read_back_bytes_max: usize,
+    /// When checkpoints are taken.
+    pub checkpoint: CheckpointSettings,
     /// Whether the partition of an event follows from its id ([`hash::partition`]), for all that
     /// the log holds. If not, events are exchanged between the workers before they are deduplicated.
     pub partitioned_by_id: bool,
@@ -61,7 +63,7 @@ pub struct EngineSettings {
 
 impl Default for EngineSettings {
     /// Two workers, a tick of 100 ms, five minutes of allowed lateness, a day of correction
-    /// horizon.
+    /// horizon, a checkpoint every 30 seconds.
     fn default() -> Self {
         EngineSettings {
             workers: 2,
@@ -77,7 +79,18 @@ impl Default for EngineSettings {
                 cut: Cut::Live,
             },
             read_back_bytes_max: 256 << 20,
+            checkpoint: CheckpointSettings::default(),
             partitioned_by_id: true,
+        }
+    }
+}
+
+impl EngineSettings {
+    /// Ids belong to the worker that their partition of so many belongs to.
+    pub(crate) fn id_partitions(&self, log: &dyn Log) -> u16 {
+        match self.partitioned_by_id {
+            true => log.partitions(Topic::Events),
+            false => VNODES as u16,
         }
     }
 }
@@ -97,16 +110,14 @@ pub(crate) struct Shared {
     pub(crate) symbols: Arc<Symbols>,
     pub(crate) settings: EngineSettings,
     pub(crate) epochs: Arc<Epochs>,
+    pub(crate) checkpoints: Option<Arc<Checkpoints>>,
     pub(crate) memory: Mutex<Vec<WorkerMemory>>,
 }
 
 impl Shared {
     /// Ids belong to the worker that their partition of so many belongs to.
     pub(crate) fn id_partitions(&self) -> u16 {
-        match self.settings.partitioned_by_id {
-            true => self.log.partitions(Topic::Events),
-            false => VNODES as u16,
-        }
+        self.settings.id_partitions(&*self.log)
     }
 }
 
@@ -130,6 +141,12 @@ pub enum StartError {
     /// A thread did not start.
     #[error("a worker thread did not start: {0}")]
     Thread(String),
+    /// There is no checkpoint to begin with, nor the beginning of the log.
+    #[error(transparent)]
+    Load(#[from] crate::checkpoint::LoadError),
+    /// The checkpoints cannot be written.
+    #[error("no checkpoint can be written: {0}")]
+    Checkpoint(#[from] crate::checkpoint::keeper::CheckpointError),
 }
 
 /// What a worker thread takes with it.
@@ -137,16 +154,31 @@ struct Part<const N: usize, M, B> {
     plans: Receiver<crate::epochs::Plan>,
     asks: Receiver<Ask>,
     sinks: Sinks<N, M>,
+    begin: worker::Begin<N, M>,
     shuffle: Option<Shuffle<B>>,
 }
 
 impl Engine {
-    /// Starts a job on a log. `sinks` gives each worker its sinks; `announce` is told an epoch's
+    /// Starts a job at the beginning of a log, without checkpoints. `sinks` gives each worker its sinks; `announce` is told an epoch's
     /// times before any sink gets the epoch.
     ///
     /// # Errors
     /// When the log cannot be read or the threads do not start.
     pub fn start<J: Job<N>, const N: usize>(
+        job: J,
+        log: Arc<dyn Log>,
+        symbols: Arc<Symbols>,
+        settings: EngineSettings,
+        sinks: impl FnMut(usize) -> Sinks<N, J::Metrics>,
+        announce: impl Fn(EpochTimes) + Send + 'static,
+    ) -> Result<Engine, StartError> {
+        let begin = Begin::origin(&*log, settings.workers);
+        Engine::start_from(begin, job, log, symbols, settings, sinks, announce)
+    }
+
+    /// Starts a job from what it begins with.
+    pub(crate) fn start_from<J: Job<N>, const N: usize>(
+        begin: Begin<N, J::Metrics>,
         job: J,
         log: Arc<dyn Log>,
         symbols: Arc<Symbols>,
@@ -160,10 +192,11 @@ impl Engine {
                 "{workers} worker threads are configured; give 1 to 64"
             )));
         }
-        let from = Cursor::origin(&*log);
-        let epochs = Epochs::open(Arc::clone(&log), settings.epochs, workers, &from)?;
+        let Begin { from, workers: begin, checkpoints, .. } = begin;
+        let marks = checkpoints.clone();
+        let epochs = Epochs::open(Arc::clone(&log), settings.epochs, workers, &from, marks)?;
         let memory = Mutex::new(vec![WorkerMemory::default(); workers]);
-        let shared = Arc::new(Shared { log, symbols, settings, epochs, memory });
+        let shared = Arc::new(Shared { log, symbols, settings, epochs, checkpoints, memory });
 
         let (mut plans, mut asks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         let mut places = match settings.partitioned_by_id {
@@ -171,14 +204,15 @@ impl Engine {
             false => shuffle::places(workers),
         }
         .into_iter();
-        for index in 0..workers {
+        for (index, state) in begin.into_iter().enumerate() {
             let (plan_sender, plan_receiver) = channel();
             let (ask_sender, ask_receiver) = channel();
             plans.push(plan_sender);
             asks.push(ask_sender);
             let sinks = sinks(index);
+            let begin = worker::Begin { after: from.row.epoch, state };
             let (plans, asks) = (plan_receiver, ask_receiver);
-            parts.push(Some(Part { plans, asks, sinks, shuffle: places.next() }));
+            parts.push(Some(Part { plans, asks, sinks, begin, shuffle: places.next() }));
         }
         let (threads, workers) = spawn(job, Arc::clone(&shared), parts)?;
         let feeders: Vec<Feeder> = plans
@@ -239,6 +273,23 @@ impl Engine {
         Ok(target)
     }
 
+    /// Takes a checkpoint of the next epoch, which is closed for it; its epoch. `None`: this run
+    /// takes none.
+    ///
+    /// # Errors
+    /// Why it was not published, or that it took longer than `patience`.
+    pub fn checkpoint(&self, patience: Duration) -> Result<Option<Epoch>, String> {
+        let Some(checkpoints) = &self.shared.checkpoints else { return Ok(None) };
+        let number = checkpoints.force();
+        self.shared.epochs.hurry();
+        checkpoints.wait(number, patience, || self.fault()).map(Some)
+    }
+
+    /// Who takes the checkpoints of this run, if anyone does.
+    pub fn checkpoints(&self) -> Option<&Arc<Checkpoints>> {
+        self.shared.checkpoints.as_ref()
+    }
+
     /// What each worker holds, as of its last epoch.
     pub fn memory(&self) -> Vec<WorkerMemory> {
         self.shared.memory.lock().clone()
@@ -272,6 +323,9 @@ impl Engine {
         }
         if let Some(workers) = self.workers.take() {
             join("workers", workers);
+        }
+        if let Some(checkpoints) = &self.shared.checkpoints {
+            checkpoints.stop();
         }
     }
 }
@@ -310,7 +364,7 @@ fn spawn<J: Job<N>, const N: usize>(
         let [rows, others] = part.sinks;
         let sinks: [Box<dyn Sink<N, J::Metrics>>; 2] = [rows, others];
         let ends = worker::Ends { plans: part.plans, asks: part.asks, shuffle: part.shuffle };
-        worker::run(worker, &job, &shared, ends, sinks);
+        worker::run(worker, &job, &shared, ends, (sinks, part.begin));
     })
     .map_err(|e| StartError::Thread(e.to_string()))?;
     let mut handles: Vec<(usize, Thread)> = (0..peers)

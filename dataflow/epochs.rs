@@ -20,7 +20,10 @@
 //! where they cost no memory. How far the workers are behind, in bytes and epochs, is what the
 //! collector's answer 429 goes by ([`Epochs::lag`]).
 
-use crate::remap::{self, Cursor};
+use crate::{
+    checkpoint::Checkpoints,
+    remap::{self, Cursor},
+};
 use parking_lot::{Condvar, Mutex};
 use std::{
     collections::{VecDeque, hash_map::RandomState},
@@ -33,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 use trueup_operators::{
-    feed::EpochTimes,
+    feed::{EpochTimes, ImageKind},
     log::{Append, Appended, End, Log, LogError, Topic},
     remap::{REMAP_VERSION, RemapRow, Upto, Writer},
     time::Epoch,
@@ -83,6 +86,8 @@ const LOOK: Duration = Duration::from_millis(10);
 pub(crate) struct Plan {
     pub(crate) before: Arc<RemapRow>,
     pub(crate) row: Arc<RemapRow>,
+    /// Whether an image is taken of the state at its end.
+    pub(crate) image: Option<ImageKind>,
 }
 
 /// How far the views are behind the log.
@@ -104,6 +109,8 @@ pub struct Epochs {
     settings: EpochSettings,
     /// In whose name epochs are closed.
     writer: Writer,
+    /// Who says of which epochs images are taken.
+    checkpoints: Option<Arc<Checkpoints>>,
     /// By worker: the last epoch that its sinks have.
     committed: Vec<AtomicU64>,
     /// Whether `state` has a fault, for workers that look at every step.
@@ -152,6 +159,7 @@ impl Epochs {
         settings: EpochSettings,
         workers: usize,
         from: &Cursor,
+        checkpoints: Option<Arc<Checkpoints>>,
     ) -> Result<Arc<Epochs>, LogError> {
         let closed = match settings.cut {
             Cut::Replay { upto: Some(upto) } => last_before(&*log, from, upto)?,
@@ -180,7 +188,16 @@ impl Epochs {
         let committed = (0..workers).map(|_| AtomicU64::new(from.row.epoch)).collect();
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let failed = AtomicBool::new(false);
-        Ok(Arc::new(Epochs { log, settings, writer, committed, failed, state, changed }))
+        Ok(Arc::new(Epochs {
+            log,
+            settings,
+            writer,
+            checkpoints,
+            committed,
+            failed,
+            state,
+            changed,
+        }))
     }
 
     /// A worker's sinks have everything up to `epoch`.
@@ -259,6 +276,12 @@ impl Epochs {
             }
             self.changed.wait_until(&mut state, wait);
         }
+    }
+
+    /// Closes an epoch at the next look, also if nothing is new.
+    pub(crate) fn hurry(&self) {
+        self.state.lock().hurry = true;
+        self.changed.notify_all();
     }
 
     /// Ends the thread that [`Epochs::run`] runs in, after what is fed.
@@ -416,8 +439,9 @@ impl Epochs {
             }
             let row = Arc::clone(&next.row);
             announce(row.times(&before));
+            let image = self.checkpoints.as_ref().and_then(|c| c.mark(next, &before));
             for feeder in feeders {
-                let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row) };
+                let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row), image };
                 if feeder.plans.send(plan).is_err() {
                     // It has said why, if it could; the first reason stays.
                     self.fail("a worker has ended".into());

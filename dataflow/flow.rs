@@ -9,6 +9,7 @@
 //! [`Rollups::collection`] for differential's `join`, `reduce` and the rest.
 
 use std::{
+    any::Any,
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
@@ -18,19 +19,27 @@ use timely::dataflow::{
     operators::{Concat, vec::Map},
 };
 use trueup_operators::{
-    accumulate::{self, Accumulated, Held, RowData, Said, Times},
+    accumulate::{self, Accumulated, Held, Loaded, RowData, STAGES, Said, Times},
     change::{Counts, Sink},
     commit::{self, Committed},
     event::EventBatch,
     feed::{Feed, Judgement},
     ledger::{self, Ledger, LedgerSettings, Ledgered},
     rollup::RollupSpec,
+    section::ShardId,
     sum::{self, Chunk, Contribution, Exchanged},
     symbols::Symbols,
     time::{Epoch, Lateness},
 };
 
-use crate::batches::{Batches, SharedBatches};
+use crate::{
+    batches::{Batches, SharedBatches},
+    checkpoint::{
+        pieces::{AccumulatorPiece, LedgerPiece},
+        start::owned_vnodes,
+        taking::Piece,
+    },
+};
 
 /// A job: what its events are, which rollups it keeps, and how the one becomes the other.
 ///
@@ -91,6 +100,25 @@ pub(crate) struct Context<B> {
     pub(crate) fault: Rc<dyn Fn(String)>,
     pub(crate) ledgers: RefCell<Vec<Rc<RefCell<Ledger>>>>,
     pub(crate) held: RefCell<Vec<Rc<RefCell<Held>>>>,
+    /// Ids belong to the worker that their partition of so many belongs to.
+    pub(crate) partitions: u16,
+    /// What the ledger begins with.
+    pub(crate) ledger: RefCell<Option<Ledger>>,
+    /// What accumulators begin with: `[Loaded<N, M>; STAGES]`, of which `B` says neither `N` nor
+    /// `M`.
+    pub(crate) rows: RefCell<Option<Box<dyn Any>>>,
+    /// Where parts of a checkpoint go.
+    pub(crate) hand_over: Rc<dyn Fn(Box<dyn Piece>)>,
+}
+
+impl<B> Context<B> {
+    /// What the accumulators of a job with `N` words and these metrics begin with.
+    fn loaded_rows<const N: usize, M: Exchanged>(&self) -> [Option<Loaded<N, M>>; STAGES] {
+        let Some(rows) = self.rows.take() else { return [None, None] };
+        // A job's topology makes rows of the job's own type: its output says so.
+        let rows = rows.downcast::<[Loaded<N, M>; STAGES]>().expect("the rows are the job's");
+        rows.map(Some)
+    }
 }
 
 /// The job's events and verdicts, as the log's epochs bring them: what [`Job::topology`] begins
@@ -131,8 +159,15 @@ impl<'s, B: EventBatch> Source<'s, B> {
         };
         let read_back = SharedBatches(Rc::clone(&context.batches));
         let fault = Rc::clone(&context.fault);
-        let (ledger, times) = (Ledger::new(settings), Rc::clone(&context.times));
-        let on_image = Rc::new(|_epoch, _image| {});
+        let ledger = context.ledger.take().unwrap_or_else(|| Ledger::new(settings));
+        let hand_over = Rc::clone(&context.hand_over);
+        let vnodes: Vec<usize> = owned_vnodes(worker, peers, context.partitions).collect();
+        let on_image = Rc::new(move |epoch, image| {
+            let vnodes = vnodes.clone();
+            let speaks_for_all = worker == 0;
+            hand_over(Box::new(LedgerPiece { image, epoch, vnodes, speaks_for_all }));
+        });
+        let times = Rc::clone(&context.times);
         let (stream, ledger) =
             ledger::ledger(events, verdicts, ledger, read_back, times, on_image, fault);
         context.ledgers.borrow_mut().push(ledger);
@@ -217,21 +252,21 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Sums<'s, B, N, M> {
     pub fn accumulate(self) -> Rollups<'s, B, N, M> {
         let Sums { chunks, deduped } = self;
         let context = &deduped.context;
-        let stage = |chunks, rollups| {
+        let worker = chunks.scope().index() as u16;
+        let stage = |stage, chunks, rollups, loaded| {
             let (symbols, times) = (Arc::clone(&context.symbols), Rc::clone(&context.times));
-            let on_image = Rc::new(|_image| {});
-            accumulate::accumulate(
-                chunks,
-                rollups,
-                context.lateness,
-                symbols,
-                times,
-                None,
-                on_image,
-            )
+            let (hand_over, of) = (Rc::clone(&context.hand_over), Arc::clone(&context.symbols));
+            let shard = ShardId { worker, stage };
+            let on_image = Rc::new(move |image| {
+                let symbols = Arc::clone(&of);
+                hand_over(Box::new(AccumulatorPiece { image, shard, symbols }));
+            });
+            let lateness = context.lateness;
+            accumulate::accumulate(chunks, rollups, lateness, symbols, times, loaded, on_image)
         };
-        let Accumulated { said, folded, held } = stage(chunks, context.rollups.clone());
-        let other = stage(folded, accumulate::unlimited(&context.rollups));
+        let [rows, others] = context.loaded_rows();
+        let Accumulated { said, folded, held } = stage(0, chunks, context.rollups.clone(), rows);
+        let other = stage(1, folded, accumulate::unlimited(&context.rollups), others);
         context.held.borrow_mut().extend([held, other.held]);
         Rollups { said, others: other.said, deduped }
     }

@@ -2,6 +2,12 @@
 //! what the server hosts the ad job with, and what a program hosts a job of its own with.
 
 use crate::{
+    checkpoint::{
+        LoadedFrom,
+        manifest::Of,
+        start,
+        store::{Objects, StoreError},
+    },
     decided::{Decided, DecidedError},
     engine::{Engine, EngineSettings, StartError},
     epochs::Cut,
@@ -22,6 +28,10 @@ use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings, Views};
 
 /// How long [`Host::settle`] waits. A restart on a large log takes as long as the log is large.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long the last checkpoint may take.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
+/// Where checkpoints are, in the directory of the job.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// Rows copied out of a view at a time.
 const PAGE_ROWS: usize = 4_096;
 
@@ -69,6 +79,8 @@ pub struct Host {
     symbols: Arc<Symbols>,
     tables: Arc<dyn Tables>,
     engine: Engine,
+    /// The checkpoint that it began with.
+    loaded: Option<LoadedFrom>,
     /// How far ahead an event may claim to be; see [`Lateness`].
     ///
     /// [`Lateness`]: trueup_operators::time::Lateness
@@ -140,14 +152,18 @@ pub enum HostError {
         /// What there is.
         known: String,
     },
+    /// The place of the checkpoints cannot be opened.
+    #[error("the place of the checkpoints cannot be opened: {0}")]
+    Store(#[from] StoreError),
     /// The run cannot go on.
     #[error("{0}")]
     Fault(String),
 }
 
 impl Host {
-    /// Opens a job's directory, made if it is not there, and starts the job: everything that the
-    /// log holds flows through the dataflow again, and then what comes.
+    /// Opens a job's directory, made if it is not there, and starts the job: it begins with the
+    /// newest checkpoint, everything that the log holds after it flows through the dataflow, and
+    /// then what comes.
     ///
     /// # Errors
     /// When the directory cannot be opened, another process has it, or the log is damaged.
@@ -173,27 +189,34 @@ impl Host {
         views: ViewSettings,
     ) -> Result<Host, HostError> {
         check(&job.rollups(), N)?;
-        Host::open_on(dir, OpenLog::embedded(dir, log)?, job, engine, views)
+        Host::open_on(dir, CHECKPOINTS, OpenLog::embedded(dir, log)?, job, engine, views)
     }
 
-    /// The same, on a log that is open already; the directory holds what else a job keeps.
+    /// The same, on a log that is open already; the directory holds what else a job keeps, and the
+    /// checkpoints are in `store`: a directory, in that one if it is relative, or a URL.
     ///
     /// # Errors
     /// As [`Host::open`].
     pub fn open_on<J: Job<N>, const N: usize>(
         dir: &Path,
+        store: &str,
         log: OpenLog,
         job: J,
         engine: EngineSettings,
         views: ViewSettings,
     ) -> Result<Host, HostError> {
         check(&job.rollups(), N)?;
-        Decided::new(&engine.lateness, &job.rollups()).hold(dir)?;
-        Host::on(log, job, engine, views)
+        let decided = Decided::new(&engine.lateness, &job.rollups());
+        decided.clone().hold(dir)?;
+        let store = match engine.checkpoint.is_on() {
+            true => Some((Objects::open(dir, store)?, decided)),
+            false => None,
+        };
+        Host::on(log, job, engine, views, store)
     }
 
-    /// Goes through the epochs that a log holds, up to one of them or all, next to a running server
-    /// or without one: changes nothing, closes no epoch.
+    /// Goes through the epochs that a log holds from the first one on, up to one of them or all,
+    /// next to a running server or without one: changes nothing, closes no epoch.
     ///
     /// # Errors
     /// As [`Host::open`].
@@ -208,7 +231,7 @@ impl Host {
         check(&job.rollups(), N)?;
         Decided::new(&engine.lateness, &job.rollups()).check(dir)?;
         engine.epochs.cut = Cut::Replay { upto };
-        Host::on(log, job, engine, views)
+        Host::on(log, job, engine, views, None)
     }
 
     fn on<J: Job<N>, const N: usize>(
@@ -216,6 +239,7 @@ impl Host {
         job: J,
         mut engine: EngineSettings,
         mut views: ViewSettings,
+        store: Option<(Objects, Decided)>,
     ) -> Result<Host, HostError> {
         // A topic with more partitions than it had holds ids of one partition in two.
         engine.partitioned_by_id &=
@@ -226,15 +250,35 @@ impl Host {
         views.workers = engine.workers * 2;
         let views: Arc<Views<N, J::Metrics>> = Views::new(views, Arc::clone(&symbols));
         let announced = Arc::clone(&views);
-        let engine = Engine::start(
+        let begin = match store {
+            None => start::origin(&**log.log(), engine.workers).map_err(StartError::from)?,
+            Some((store, decided)) => {
+                let (installation, rollups) = (log.identity().installation_hex(), job.rollups());
+                let of = Of { installation, decided, rollups, engine };
+                start::open(store, &**log.log(), of, &views)?
+            }
+        };
+        let (loaded, checkpoints) = (begin.loaded.clone(), begin.checkpoints.clone());
+        let sink = |place: usize| {
+            let checkpoints = checkpoints.clone();
+            let sink = views.shard(place).on_image(move |image| {
+                // Only who takes checkpoints marks epochs.
+                if let Some(checkpoints) = &checkpoints {
+                    checkpoints.hand_over(Box::new(image));
+                }
+            });
+            Box::new(sink) as Box<_>
+        };
+        let engine = Engine::start_from(
+            begin,
             job,
             Arc::clone(log.log()),
             Arc::clone(&symbols),
             engine,
-            |worker| [0, 1].map(|stage| Box::new(views.shard(worker * 2 + stage)) as Box<_>),
+            |worker| [0, 1].map(|stage| sink(worker * 2 + stage)),
             move |times| announced.announce(times),
         )?;
-        Ok(Host { log, symbols, tables: views, engine, future_skew_us_max })
+        Ok(Host { log, symbols, tables: views, engine, loaded, future_skew_us_max })
     }
 
     /// Appends events and waits until they are durable. An event that was sent before is a
@@ -347,8 +391,28 @@ impl Host {
         &self.engine
     }
 
-    /// Ends the run; the log has everything.
+    /// The checkpoint that the run began with; `None`: with the beginning of the log.
+    pub fn loaded(&self) -> Option<&LoadedFrom> {
+        self.loaded.as_ref()
+    }
+
+    /// Takes a checkpoint of everything that the views show, so that the next start has little to
+    /// do; its epoch. `None`: this run takes none.
+    ///
+    /// # Errors
+    /// Why it was not published. The log has everything nevertheless.
+    pub fn checkpoint(&self) -> Result<Option<Epoch>, HostError> {
+        self.engine.checkpoint(CHECKPOINT_PATIENCE).map_err(HostError::Fault)
+    }
+
+    /// Ends the run, with a checkpoint if it takes any; the log has everything.
     pub fn close(self) {
+        // A run that is still behind would first have to catch up.
+        if self.engine.fault().is_none() && self.engine.lag().caught_up {
+            if let Err(error) = self.checkpoint() {
+                tracing::warn!(%error, "no last checkpoint: the next start has more to read");
+            }
+        }
         self.engine.stop();
     }
 }

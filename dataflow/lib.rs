@@ -13,6 +13,7 @@
 pub mod ads;
 pub mod batches;
 pub mod bench;
+pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -29,6 +30,7 @@ pub mod life;
 pub mod node;
 pub mod open_log;
 pub mod remap;
+mod retention;
 pub mod rows;
 pub mod server;
 mod shuffle;
@@ -36,6 +38,7 @@ pub mod topology;
 pub mod verify;
 mod worker;
 
+pub use checkpoint::CheckpointSettings;
 pub use engine::{Engine, EngineSettings, StartError};
 pub use epochs::{EpochSettings, Lag};
 pub use flow::{Deduped, Job, Output, Rollups, Source, Sums};

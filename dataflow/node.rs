@@ -2,7 +2,12 @@
 //! ask of both. It answers what is not in the views: status, readiness, metrics, the life of one
 //! event, and whether more events may come.
 
-use crate::{ads::AD_DIMENSIONS_MAX, config::Config, host::Host, life::Lives, topology::AdJob};
+mod checkpoints;
+
+use crate::{
+    ads::AD_DIMENSIONS_MAX, config::Config, host::Host, life::Lives, retention::Shortening,
+    topology::AdJob,
+};
 use hdrhistogram::Histogram;
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
@@ -35,6 +40,8 @@ const FRESHNESS_WINDOW: Duration = Duration::from_secs(60);
 const FRESHNESS_EVERY: Duration = Duration::from_millis(50);
 /// Every which look counts what the views take.
 const WEIGHED_EVERY: u64 = 20;
+/// Every which look deletes what the log need not hold any more.
+const SHORTENED_EVERY: u64 = 200;
 /// Quarantined events that a search for one id looks at, newest first: the ledger, which has an
 /// index, does not know them.
 const QUARANTINED_SEARCHED_MAX: usize = 1_000;
@@ -100,11 +107,12 @@ impl Node {
     /// # Errors
     /// When the directory, the log or a setting cannot be used.
     pub fn open(config: Config, access: Arc<Access>) -> Result<Arc<Node>, NodeError> {
-        let metrics = recorder()?;
+        let (metrics, started) = (recorder()?, Instant::now());
         let job = AdJob { rollups: config.rollups.clone() };
         let log = config.open_log().map_err(crate::host::HostError::Log)?;
         let host = Host::open_on::<AdJob, AD_DIMENSIONS_MAX>(
             &config.data_dir,
+            &config.checkpoint.store,
             log,
             job,
             config.engine(),
@@ -120,7 +128,7 @@ impl Node {
             config,
             metrics,
             freshness: Mutex::new(Freshness::new()),
-            started: Instant::now(),
+            started,
             recovery: Mutex::new(None),
             draining: AtomicBool::new(false),
             views_bytes: AtomicU64::new(0),
@@ -145,6 +153,8 @@ impl Node {
 
     /// Watches freshness and faults until the node drains; returns the fault, if there is one.
     pub fn watch(&self) -> Option<String> {
+        let retention_us = self.config.log.retention.us();
+        let mut shortening = Shortening::new(self.config.lateness(), retention_us);
         for look in 0_u64.. {
             if self.draining.load(Ordering::Acquire) {
                 break;
@@ -153,6 +163,9 @@ impl Node {
                 let memory = self.host.tables().memory();
                 let bytes = memory.rows_bytes + memory.index_bytes + memory.history_bytes;
                 self.views_bytes.store((bytes + memory.incidents_bytes) as u64, Ordering::Relaxed);
+            }
+            if look.is_multiple_of(SHORTENED_EVERY) {
+                self.shorten(&mut shortening);
             }
             if let Some(fault) = self.host.engine().fault() {
                 return Some(fault);
@@ -191,7 +204,11 @@ impl Node {
             // What is in the log is shown by the next start, from the beginning as this one.
             return Ok(());
         }
-        self.host.settle().map(drop).map_err(|e| e.to_string())
+        self.host.settle().map_err(|e| e.to_string())?;
+        if let Err(error) = self.host.checkpoint() {
+            tracing::warn!(%error, "the last checkpoint was not taken; the next start reads on");
+        }
+        Ok(())
     }
 
     /// Whether the state that grows with what is sent may grow.
@@ -500,6 +517,8 @@ impl Runtime for Node {
             "memory": self.memory(),
             "workers": self.config.workers.threads,
             "uptimeSeconds": self.started.elapsed().as_secs_f64(),
+            "recovery": self.recovery(),
+            "checkpoint": self.checkpoint(),
             "recoverySeconds": self.recovery.lock().map(|r| r.as_secs_f64()),
             "log": self.host.log().status(),
         })
@@ -582,6 +601,7 @@ fn gauges(node: &Node) {
     if let Some(at) = node.host.tables().visible() {
         set("trueup_freshness_seconds", (node.now_us() - at.frontier.0).max(0) as f64 / 1e6);
     }
+    checkpoints::gauges(node);
     if let Value::Object(memory) = node.memory() {
         for (part, value) in memory {
             metrics::gauge!("trueup_memory", "part" => part).set(value.as_f64().unwrap_or(0.0));

@@ -7,8 +7,8 @@
 
 use serde_json::{Map, Value, json};
 use std::{path::Path, sync::Arc};
-use trueup_log::{Counts, Identity, Journal, Opened, system_clock};
-use trueup_operators::log::{Log, LogError};
+use trueup_log::{Counts, Identity, Journal, Opened, Retention, system_clock};
+use trueup_operators::log::{Log, LogError, Topic};
 
 #[cfg(feature = "kafka")]
 use trueup_kafka::{KafkaLog, KafkaSettings, Spool, SpoolSettings};
@@ -148,6 +148,27 @@ impl OpenLog {
             Kind::Embedded { journal, .. } => journal.bytes_held(),
             #[cfg(feature = "kafka")]
             Kind::Kafka { spool, .. } => spool.as_ref().map_or(0, |s| s.status().waiting_bytes),
+        }
+    }
+
+    /// Deletes whole segments that are older than this, µs of log time, and of which nothing is
+    /// needed: `covered` gives the offset of a partition below which that is so. How many. Of
+    /// Kafka's topics, none: its brokers have a retention of their own.
+    ///
+    /// # Errors
+    /// When a file cannot be deleted.
+    pub(crate) fn retain(
+        &self,
+        age_us_max: i64,
+        covered: impl Fn(Topic, u16) -> u64,
+    ) -> Result<u64, LogError> {
+        match &self.kind {
+            Kind::Embedded { journal, .. } => {
+                let policy = Retention { age_us_max: Some(age_us_max), bytes_max: None };
+                journal.retain(policy, covered).map(|retained| retained.segments_deleted)
+            }
+            #[cfg(feature = "kafka")]
+            Kind::Kafka { .. } => Ok(0),
         }
     }
 

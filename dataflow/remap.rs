@@ -34,6 +34,18 @@ impl Cursor {
         Cursor { row: Arc::new(row), next: 0 }
     }
 
+    /// The row at an offset of a log that no other process appends to: there every row counts.
+    ///
+    /// # Errors
+    /// When it cannot be read or is no row.
+    pub(crate) fn at(log: &dyn Log, offset: u64) -> Result<Cursor, LogError> {
+        let frames = log.read(Topic::Remap, 0, offset, offset + 1, READ_BYTES)?;
+        let frame = frames.first().ok_or_else(|| LogError::Unavailable {
+            reason: format!("the remap topic gave no row at {offset}"),
+        })?;
+        Ok(Cursor { row: Arc::new(decode(frame)?), next: frame.next })
+    }
+
     /// Reads on, up to an offset, as far as one read of the log goes: the rows that count, each
     /// with the offset behind it. Empty does not mean that nothing more is there, but
     /// [`Cursor::next`] at the offset does.

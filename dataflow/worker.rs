@@ -7,20 +7,22 @@
 
 use crate::{
     batches::Batches,
+    checkpoint::{start::WorkerBegin, taking::Piece},
     engine::{Ask, EngineSettings, Shared},
     epochs::Plan,
     flow::{Context, Job, Source},
     shuffle::Shuffle,
 };
 use std::{
-    cell::RefCell,
+    any::Any,
+    cell::{Cell, RefCell},
     collections::VecDeque,
     rc::Rc,
     sync::{
         Arc,
         mpsc::{Receiver, TryRecvError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use timely::{
     container::CapacityContainerBuilder,
@@ -67,9 +69,19 @@ struct Running<B: 'static> {
     batches: Rc<RefCell<Batches<B>>>,
     ledgers: Vec<Rc<RefCell<Ledger>>>,
     held: Vec<Rc<RefCell<Held>>>,
+    /// Whether a part of a checkpoint was handed over since the last look.
+    handed_over: Rc<Cell<bool>>,
     /// Epochs that were read and wait for what other workers read of them.
     read: VecDeque<(Plan, Vec<Feed<B>>)>,
     shuffle: Option<Shuffle<B>>,
+}
+
+/// What a worker begins with.
+pub(crate) struct Begin<const N: usize, M> {
+    /// The last epoch that it has.
+    pub(crate) after: Epoch,
+    /// Its state at the end of that, if there is any.
+    pub(crate) state: Option<WorkerBegin<N, M>>,
 }
 
 /// Builds the dataflow and runs until the plans end, or the run has a fault.
@@ -78,17 +90,17 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
     job: &J,
     shared: &Arc<Shared>,
     ends: Ends<J::Batch>,
-    sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
+    (sinks, begin): ([Box<dyn Sink<N, J::Metrics>>; 2], Begin<N, J::Metrics>),
 ) {
     let Ends { plans, asks, shuffle } = ends;
     let index = worker.index();
     let _last_words = LastWords { index, shared };
-    let mut running = build(worker, job, shared, sinks);
+    let mut reported = begin.after;
+    let mut running = build(worker, job, shared, sinks, begin);
     if let Some(shuffle) = &shuffle {
         shuffle.enter(index);
     }
     running.shuffle = shuffle;
-    let mut reported = 0;
     while !shared.epochs.has_failed() {
         match plans.try_recv() {
             Ok(plan) => {
@@ -98,7 +110,7 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
                 }
             }
             Err(TryRecvError::Empty) => {
-                worker.step_or_park(Some(PARK));
+                running.step(shared, || worker.step_or_park(Some(PARK)));
             }
             Err(TryRecvError::Disconnected) => break,
         }
@@ -106,7 +118,7 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
             shared.epochs.fail(format!("worker {index}: {reason}"));
             break;
         }
-        worker.step();
+        running.step(shared, || worker.step());
         while let Ok(ask) = asks.try_recv() {
             running.answer(ask);
         }
@@ -154,6 +166,7 @@ fn build<J: Job<N>, const N: usize>(
     job: &J,
     shared: &Arc<Shared>,
     sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
+    begin: Begin<N, J::Metrics>,
 ) -> Running<J::Batch> {
     let EngineSettings { lateness, read_back_bytes_max, workers, partitioned_by_id, .. } =
         shared.settings;
@@ -169,7 +182,24 @@ fn build<J: Job<N>, const N: usize>(
     };
     let mut events: Handle<Feed<J::Batch>> = InputHandle::new();
     let mut verdicts: Handle<Judgement> = InputHandle::new();
+    let handed_over = Rc::new(Cell::new(false));
+    let hand_over = {
+        let (handed_over, checkpoints) = (Rc::clone(&handed_over), shared.checkpoints.clone());
+        Rc::new(move |piece: Box<dyn Piece>| {
+            handed_over.set(true);
+            // Only who takes checkpoints marks epochs.
+            if let Some(checkpoints) = &checkpoints {
+                checkpoints.hand_over(piece);
+            }
+        })
+    };
+    let Begin { after, state } = begin;
+    let (ledger, rows) = state.map(|state| (state.ledger, state.rows)).unzip();
     let context = Rc::new(Context {
+        partitions: shared.id_partitions(),
+        ledger: RefCell::new(ledger),
+        rows: RefCell::new(rows.map(|rows| Box::new(rows) as Box<dyn Any>)),
+        hand_over,
         symbols: Arc::clone(&shared.symbols),
         lateness,
         shuffled: !partitioned_by_id,
@@ -187,11 +217,22 @@ fn build<J: Job<N>, const N: usize>(
             context: Rc::clone(&context),
         };
         let [rows, others] = sinks;
-        job.topology(source).connect(Boxed(rows), Boxed(others), 0)
+        job.topology(source).connect(Boxed(rows), Boxed(others), after)
     });
     let (ledgers, held) = (context.ledgers.take(), context.held.take());
     let (read, shuffle) = (VecDeque::new(), None);
-    Running { events, verdicts, times, committed, batches, ledgers, held, read, shuffle }
+    Running {
+        events,
+        verdicts,
+        times,
+        committed,
+        batches,
+        ledgers,
+        held,
+        handed_over,
+        read,
+        shuffle,
+    }
 }
 
 /// A sink behind a pointer.
@@ -212,7 +253,7 @@ impl<B: EventBatch> Running<B> {
         shared: &Shared,
         plan: &Plan,
     ) -> Result<(), String> {
-        let Plan { before, row } = plan;
+        let Plan { before, row, .. } = plan;
         let grew = before.epoch > 0 && row.events.len() > before.events.len();
         if grew && shared.settings.partitioned_by_id {
             return Err(format!(
@@ -274,9 +315,9 @@ impl<B: EventBatch> Running<B> {
         plan: &Plan,
         feeds: Vec<Feed<B>>,
     ) -> Result<(), String> {
-        let Plan { before, row } = plan;
+        let Plan { before, row, image } = plan;
         let times = row.times(before);
-        self.times.borrow_mut().insert(row.epoch, UnderWay { times, image: None });
+        self.times.borrow_mut().insert(row.epoch, UnderWay { times, image: *image });
         self.events.advance_to(row.epoch);
         self.verdicts.advance_to(row.epoch);
         self.events.send(Feed::Open(times));
@@ -291,6 +332,16 @@ impl<B: EventBatch> Running<B> {
         self.events.advance_to(row.epoch + 1);
         self.verdicts.advance_to(row.epoch + 1);
         Ok(())
+    }
+
+    /// Steps, and says how long that took if parts of a checkpoint were taken: an upper bound of
+    /// what taking them costs.
+    fn step(&self, shared: &Shared, step: impl FnOnce() -> bool) {
+        let before = Instant::now();
+        step();
+        if let (true, Some(checkpoints)) = (self.handed_over.take(), &shared.checkpoints) {
+            checkpoints.paused(before.elapsed());
+        }
     }
 
     fn answer(&self, ask: Ask) {

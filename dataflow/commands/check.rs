@@ -1,6 +1,6 @@
 //! `verify`, `replay` and `doctor`: three ways to doubt what a server shows.
 
-use super::{Failure, remote::Remote};
+use super::{Failure, checkpoints, remote::Remote};
 use crate::{
     ads::AD_DIMENSIONS_MAX,
     cli::{Doctor, Range, Replay, Verify},
@@ -298,8 +298,12 @@ pub fn doctor(command: &Doctor) -> Result<(), Failure> {
     let report =
         trueup_log::check(&config.data_dir, repair).map_err(|e| Failure::Use(e.to_string()))?;
     let remap = check_remap(&config);
+    let checkpoints = checkpoints::look(&config, &report.installation)?;
     let torn = report.torn.as_ref().map(|torn| torn.bytes);
-    let well = report.damage.is_empty() && remap.is_ok() && (torn.is_none() || report.repaired);
+    let well = report.damage.is_empty()
+        && remap.is_ok()
+        && checkpoints.are_well
+        && (torn.is_none() || report.repaired);
     let topics: Vec<_> = report
         .partitions
         .iter()
@@ -323,6 +327,7 @@ pub fn doctor(command: &Doctor) -> Result<(), Failure> {
         "damage": damage,
         "epochs": remap.as_ref().ok(),
         "remapError": remap.as_ref().err(),
+        "checkpoints": checkpoints.told,
     });
     if command.json {
         println!("{told}");

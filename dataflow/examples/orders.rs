@@ -73,5 +73,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     for row in host.rows("revenue_day")? {
         println!("{} {:?}", row.dimensions[0], row.figures);
     }
+    host.close();
     Ok(())
 }

@@ -71,6 +71,7 @@ fn killed_again_and_again_it_loses_nothing_and_counts_nothing_twice() {
     let ends = [counts.counted, counts.duplicate, counts.conflict, counts.quarantined];
     assert!(ends.iter().all(|&events| events > 0), "an end is missing: {counts:?}");
     assert!(counts.too_late > 0, "an end is missing: {counts:?}");
+    assert!(traffic.resumed.into_inner() > 0, "no start began with a checkpoint");
 
     acknowledged.sort_unstable();
     acknowledged.dedup();

@@ -118,6 +118,14 @@ impl Client {
         self.try_post(path, headers, body).unwrap_or_else(|e| panic!("POST {path}: {e}"))
     }
 
+    /// Puts a document.
+    #[track_caller]
+    pub(crate) fn put(&self, path: &str, body: &[u8]) -> Answer {
+        let request = self.agent.put(self.url(path)).header("content-type", "application/json");
+        let sent = request.send(body).and_then(answer);
+        sent.unwrap_or_else(|e| panic!("PUT {path}: {e}"))
+    }
+
     /// Sends events that are JSON values.
     #[track_caller]
     pub(crate) fn collect(&self, events: &[Value]) -> Answer {

@@ -13,6 +13,7 @@
 //! | [`faults`] | full disk, torn write, flipped bit, clock, second server, SIGTERM |
 //! | [`halt`] | a fault ends the run, and nothing of its epoch is shown |
 //! | [`doubt`] | `verify`, `replay`, and settings that would decide history anew |
+//! | [`checkpoints`] | starts from checkpoints, broken ones, a log of which older parts are gone |
 //! | [`command_line`] | exit codes, messages, configuration, generated traffic |
 //! | [`orders`] | another job, killed with -9 again and again, is right in the end |
 //! | [`fuzzed`] | the fuzz targets' entry points over a corpus and random changes to it |
@@ -27,6 +28,7 @@
 
 mod bad_input;
 mod chaos;
+mod checkpoints;
 mod client;
 mod command_line;
 mod demo;

@@ -64,4 +64,14 @@ fn orders_killed_at_random_instants_are_right_in_the_end() {
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
     lines.sort();
     assert_eq!(lines, expected(orders), "{stderr}");
+
+    // It has checkpoints without a line of its own, and the next run begins with one.
+    let manifests = || std::fs::read_dir(data.join("checkpoints/manifests")).unwrap().count();
+    assert!(manifests() > 0);
+    let output = command().output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut again: Vec<_> =
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
+    again.sort();
+    assert_eq!(again, expected(orders));
 }

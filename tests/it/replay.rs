@@ -156,6 +156,7 @@ fn run(dir: &Path, workers: usize, partitioned_by_id: bool) -> Host {
         epochs: EpochSettings { epochs_in_flight_max: 7, ..EngineSettings::default().epochs },
         // So little that nearly every verdict has to read its event back from the log.
         read_back_bytes_max: 64 << 10,
+        checkpoint: trueup::CheckpointSettings::OFF,
         partitioned_by_id,
     };
     let mut views = ViewSettings::new(workers, rollups(), LATENESS);

@@ -99,7 +99,14 @@ impl Home {
 
     /// Starts a server and waits until it is ready.
     pub(crate) fn start(&self) -> Server<'_> {
-        let mut server = Server::spawn(self, self.serve());
+        self.start_with(&[])
+    }
+
+    /// The same, with further arguments.
+    pub(crate) fn start_with(&self, args: &[&str]) -> Server<'_> {
+        let mut command = self.serve();
+        command.args(args);
+        let mut server = Server::spawn(self, command);
         server.wait_until_ready();
         server
     }

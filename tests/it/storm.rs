@@ -26,6 +26,9 @@ pub(crate) const CONFIG: &str = r#"
 allowed_lateness = "2m"
 correction_horizon = "10m"
 future_skew_max = "5m"
+[checkpoint]
+interval = "200ms"
+whole_every = 3
 "#;
 /// The same.
 pub(crate) const LATENESS: Lateness = Lateness {
@@ -44,6 +47,8 @@ pub(crate) struct Traffic {
     pub(crate) acknowledged: Mutex<Vec<String>>,
     pub(crate) acknowledged_events: AtomicU64,
     pub(crate) acknowledged_bodies: AtomicU64,
+    /// Starts that began with a checkpoint.
+    pub(crate) resumed: AtomicU64,
 }
 
 impl Traffic {
@@ -63,6 +68,7 @@ impl Traffic {
             acknowledged: Mutex::default(),
             acknowledged_events: AtomicU64::new(0),
             acknowledged_bodies: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
         }
     }
 
@@ -96,7 +102,8 @@ impl Traffic {
     }
 }
 
-/// Kills and starts the server at random instants, spread over the whole run.
+/// Kills and starts the server at random instants, spread over the whole run, each time with
+/// another number of workers.
 fn kill_again_and_again<'h>(
     home: &'h Home,
     traffic: &Traffic,
@@ -117,7 +124,10 @@ fn kill_again_and_again<'h>(
         std::thread::sleep(Duration::from_micros(random.below(150_000)));
         server.kill();
         std::thread::sleep(Duration::from_micros(random.below(100_000)));
-        server = home.start();
+        server = home.start_with(&["--workers", &(1 + random.below(4)).to_string()]);
+        let status = server.client().get("/v1/status").expect(200).json;
+        let resumed = status["recovery"]["fromEpoch"].as_u64().unwrap() > 0;
+        traffic.resumed.fetch_add(u64::from(resumed), Ordering::Relaxed);
     }
     server
 }

@@ -62,6 +62,7 @@ impl Running {
                 cut: crate::epochs::Cut::Live,
             },
             read_back_bytes_max: 1 << 20,
+            checkpoint: crate::CheckpointSettings::OFF,
             partitioned_by_id: true,
         };
         let engine = Engine::start(

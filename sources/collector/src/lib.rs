@@ -43,6 +43,7 @@ mod pixel;
 mod pixel_group;
 mod pool;
 mod rate;
+mod renewal;
 mod router;
 mod scan;
 mod sent;

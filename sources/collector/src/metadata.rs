@@ -219,6 +219,23 @@ impl Metadata {
             .collect()
     }
 
+    /// The least version of any entry.
+    pub(crate) fn oldest_version(&self) -> Option<u64> {
+        self.entries.read().by_id.values().map(|entry| entry.version).min()
+    }
+
+    /// The entries of versions up to one, as records.
+    pub(crate) fn of_versions_up_to(&self, version: u64) -> Vec<Record> {
+        let entries = self.entries.read();
+        let old = entries.by_id.iter().filter(|(_, entry)| entry.version <= version);
+        let record = |((kind, id), entry): (&(Kind, String), &Entry)| Record {
+            kind: *kind,
+            id: id.clone(),
+            value: Some((*entry.value).clone()),
+        };
+        old.map(record).collect()
+    }
+
     /// Whether there is room for another entry.
     pub(crate) fn has_room(&self) -> bool {
         self.entries.read().by_id.len() < self.entries_max

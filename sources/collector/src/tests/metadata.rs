@@ -179,3 +179,29 @@ async fn a_damaged_topic_is_named() {
     .unwrap_err();
     assert!(matches!(error, StartError::Metadata { offset: 0, .. }), "{error}");
 }
+
+#[tokio::test]
+async fn what_only_an_old_frame_says_is_said_again() {
+    let world = world();
+    for (n, name) in ["a", "b", "c", "b"].into_iter().enumerate() {
+        let body = format!(r#"{{"name":"{name} {n}"}}"#);
+        world.put(&format!("/v1/campaigns/{name}"), &[], &body).await;
+    }
+    let delete = request("DELETE", "/v1/campaigns/c", "operates", &[], Body::empty());
+    assert_eq!(world.send(delete).await.status, 204);
+    // The frames of `a`, `b`, `c`, `b` again, and that `c` is gone.
+    let collector = world.collector.clone();
+    assert_eq!(collector.metadata_needed_from(), 0);
+    let renewed = tokio::task::spawn_blocking(move || {
+        let renewed = collector.renew_metadata(3).unwrap();
+        (renewed, collector.renew_metadata(3).unwrap(), collector.metadata_needed_from())
+    });
+    assert_eq!(renewed.await.unwrap(), (1, 0, 3));
+    for (name, value) in [("a", "a 0"), ("b", "b 3")] {
+        let got = world.get(&format!("/v1/campaigns/{name}"), &[]).await;
+        assert_eq!(got.json()["name"], value);
+    }
+    assert_eq!(world.get("/v1/campaigns/c", &[]).await.status, 404);
+    let a = world.get("/v1/campaigns/a", &[]).await;
+    assert_eq!(a.header("etag"), Some("\"6\""));
+}

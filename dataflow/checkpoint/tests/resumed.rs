@@ -1,0 +1,169 @@
+//! A job that is stopped at random epochs and goes on from its checkpoints, each time with another
+//! number of workers, publishes in every epoch what one publishes that never stops; and what it
+//! shows at the end is what the independent recomputation finds.
+
+use super::{
+    recorded::{LATENESS, record, rollups},
+    simulated::repeat,
+};
+use crate::{
+    CheckpointSettings,
+    checkpoint::{
+        keeper::manifests,
+        manifest::Of,
+        start::{self, Begin},
+        store::Objects,
+    },
+    decided::Decided,
+    engine::{Engine, EngineSettings},
+    epochs::{Cut, EpochSettings},
+    topology::AdJob,
+    verify::{self, VerifySettings},
+};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use trueup_generator::random::Random;
+use trueup_log::Journal;
+use trueup_operators::{log::Log, metrics::Metrics, symbols::Symbols, time::Epoch};
+use trueup_sinks::{Tables, ViewSettings, Views};
+
+const EPOCHS: Epoch = 150;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+type Hashes = BTreeMap<Epoch, Option<u64>>;
+
+/// A job that goes through the epochs of a log, up to one of them.
+struct Session {
+    from: Epoch,
+    passed_over: usize,
+    hashes: Hashes,
+    tables: Arc<dyn Tables>,
+}
+
+fn settings(workers: usize, upto: Epoch) -> EngineSettings {
+    EngineSettings {
+        workers,
+        lateness: LATENESS,
+        epochs: EpochSettings {
+            epochs_in_flight_max: 5,
+            cut: Cut::Replay { upto: Some(upto) },
+            ..EngineSettings::default().epochs
+        },
+        // So little that nearly every verdict has to read its event back from the log.
+        read_back_bytes_max: 64 << 10,
+        checkpoint: CheckpointSettings {
+            interval: Duration::from_millis(2),
+            kept: 2,
+            whole_every: 4,
+        },
+        partitioned_by_id: true,
+    }
+}
+
+fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Epoch) -> Session {
+    let journal: Arc<dyn Log> = {
+        let (journal, _) = Journal::open_read_only(log).unwrap();
+        Arc::new(journal)
+    };
+    let settings = settings(workers, upto);
+    let symbols = Arc::new(Symbols::default());
+    let mut kept = ViewSettings::new(2 * workers, rollups(), LATENESS);
+    (kept.history_us_max, kept.digests) = (i64::MAX, true);
+    let views: Arc<Views<4, Metrics>> = Views::new(kept, Arc::clone(&symbols));
+    let begin: Begin<4, Metrics> = match store {
+        None => start::origin(&*journal, workers).unwrap(),
+        Some(store) => {
+            let of = Of {
+                installation: "one".into(),
+                decided: Decided::new(&LATENESS, &rollups()),
+                rollups: rollups(),
+                engine: settings,
+            };
+            let store = Objects::in_dir(store).unwrap();
+            start::open(store, &*journal, of, &views).unwrap()
+        }
+    };
+    let (from, passed_over) = (begin.from.row.epoch, begin.broken.len());
+    let checkpoints = begin.checkpoints.clone();
+    let announced = Arc::clone(&views);
+    let sink = |place: usize| {
+        let checkpoints = checkpoints.clone();
+        let sink = views.shard(place).on_image(move |image| {
+            checkpoints.as_ref().unwrap().hand_over(Box::new(image));
+        });
+        Box::new(sink) as Box<_>
+    };
+    let engine = Engine::start_from(
+        begin,
+        AdJob { rollups: rollups() },
+        journal,
+        symbols,
+        settings,
+        |worker| [0, 1].map(|stage| sink(worker * 2 + stage)),
+        move |times| announced.announce(times),
+    )
+    .unwrap();
+    engine.catch_up(PATIENCE).unwrap();
+    let status = checkpoints.map(|checkpoints| checkpoints.status());
+    assert!(status.is_none_or(|status| status.failed == 0));
+    engine.stop();
+    let hashes = (from + 1..=upto).map(|epoch| (epoch, views.epoch_hash(epoch))).collect();
+    Session { from, passed_over, hashes, tables: views }
+}
+
+#[test]
+fn what_is_published_does_not_depend_on_where_a_run_was_stopped() {
+    let (mut random, seed) = repeat("what_is_published_does_not_depend_on_where_a_run_was_stopped");
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    record(&log, seed, EPOCHS);
+    let whole = session(&log, None, 1, EPOCHS);
+    assert!(whole.hashes.values().all(Option::is_some));
+
+    let (mut resumed, mut fell_back) = (0, 0);
+    for run in 0..6 {
+        let store = dir.path().join(format!("store{run}"));
+        let (mut upto, mut path) = (0, format!("TRUEUP_SEED={seed}, run {run}"));
+        while upto < EPOCHS {
+            upto = (upto + 10 + random.below(50)).min(EPOCHS);
+            let damaged = random.chance(0.3) && damage(&store, &mut random);
+            let workers = [1, 2, 4][random.below(3) as usize];
+            let session = session(&log, Some(&store), workers, upto);
+            path = format!("{path}; {workers} workers, {}..={upto}", session.from);
+            assert_eq!(session.passed_over, usize::from(damaged), "{path}");
+            resumed += u64::from(session.from > 0);
+            fell_back += u64::from(damaged && session.from > 0);
+            for (epoch, hash) in &session.hashes {
+                assert_eq!(*hash, whole.hashes[epoch], "{path}: epoch {epoch}");
+            }
+            if upto == EPOCHS {
+                compare(&log, &*session.tables, &path);
+            }
+        }
+    }
+    assert!(resumed > 6 && fell_back > 0, "{resumed} resumed, {fell_back} fell back");
+}
+
+/// Breaks the newest checkpoint; whether there was one.
+fn damage(store: &Path, random: &mut Random) -> bool {
+    let Some(objects) = Objects::open_existing(store, "").unwrap() else { return false };
+    let Some(newest) = manifests(&objects).unwrap().first().copied() else { return false };
+    let path = store.join(newest.to_string());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = random.below(bytes.len() as u64) as usize;
+    bytes[at] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    true
+}
+
+fn compare(log: &Path, tables: &dyn Tables, path: &str) {
+    let (journal, _) = Journal::open_read_only(log).unwrap();
+    let settings = VerifySettings { lateness: LATENESS, rollups: rollups() };
+    let recomputed = verify::recompute(&journal, &settings, Some(EPOCHS)).unwrap();
+    let served = verify::served(tables, None).unwrap();
+    let filter = verify::Filter { kept_from_us: served.kept_from_us, ..Default::default() };
+    let mut comparison = verify::compare(&recomputed, &served.views, &filter);
+    verify::compare_counts(&recomputed, &tables.counts().unwrap().1, &mut comparison);
+    let events = verify::served_events(tables, None).unwrap();
+    verify::compare_events(&recomputed, &events, &mut comparison);
+    assert!(comparison.is_equal(), "{path}\n{comparison}");
+}
