@@ -57,7 +57,8 @@ pub struct EngineSettings {
     /// When checkpoints are taken.
     pub checkpoint: CheckpointSettings,
     /// Whether the partition of an event follows from its id ([`hash::partition`]), for all that
-    /// the log holds. If not, events are exchanged between the workers before they are deduplicated.
+    /// the log holds. If not, events are exchanged between the workers before they are
+    /// deduplicated.
     pub partitioned_by_id: bool,
 }
 
@@ -159,8 +160,8 @@ struct Part<const N: usize, M, B> {
 }
 
 impl Engine {
-    /// Starts a job at the beginning of a log, without checkpoints. `sinks` gives each worker its sinks; `announce` is told an epoch's
-    /// times before any sink gets the epoch.
+    /// Starts a job at the beginning of a log, without checkpoints. `sinks` gives each worker its
+    /// sinks; `announce` is told an epoch's times before any sink gets the epoch.
     ///
     /// # Errors
     /// When the log cannot be read or the threads do not start.

@@ -19,9 +19,9 @@
 //! the log's. After it comes 5, and then it looks at 3 and stops. So after a claim at most one more
 //! manifest of an older generation appears, and at most one more time garbage goes: with `kept` ≥ 2
 //! the manifest that was the newest at the claim, from which the younger generation starts, is
-//! still there afterwards. A pack is named only by manifests of its own generation (the first checkpoint
-//! of each is whole), and a writer deletes only packs of its own and of older generations; so what
-//! a younger one has under way or keeps, a zombie never touches.
+//! still there afterwards. A pack is named only by manifests of its own generation (the first
+//! checkpoint of each is whole), and a writer deletes only packs of its own and of older
+//! generations; so what a younger one has under way or keeps, a zombie never touches.
 //!
 //! # Which ones are kept
 //!
