@@ -396,6 +396,10 @@ impl Epochs {
             let Some(upto) = state.appended else { return Ok(()) };
             (state.closed.clone(), upto)
         };
+        // Who acknowledged the row need not show it to readers at once.
+        if remap::end(&*self.log) < upto {
+            return Ok(());
+        }
         while tip.next < upto {
             tip.advance(&*self.log, upto)?;
         }

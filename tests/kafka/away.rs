@@ -23,12 +23,12 @@ fn while_kafka_is_away_every_click_is_answered_and_all_of_them_arrive() {
     let ad = r#"{"campaignId":"c1","landingUrl":"https://shop.example/"}"#;
     let answer = client.put("/v1/ads/a1", ad.as_bytes());
     assert!(answer.status < 300, "{}", answer.json);
-    let (over, answered, slowest_ms) =
-        (AtomicBool::new(false), AtomicI64::new(0), AtomicI64::new(0));
-    std::thread::scope(|scope| {
+    let (over, answered, refused, slowest_ms) =
+        (AtomicBool::new(false), AtomicI64::new(0), AtomicI64::new(0), AtomicI64::new(0));
+    let status = std::thread::scope(|scope| {
         for sender in 0..4 {
             let (client, over) = (server.client(), &over);
-            let (answered, slowest_ms) = (&answered, &slowest_ms);
+            let (answered, refused, slowest_ms) = (&answered, &refused, &slowest_ms);
             scope.spawn(move || {
                 let mut number = 0;
                 while !over.load(Ordering::Relaxed) {
@@ -37,9 +37,11 @@ fn while_kafka_is_away_every_click_is_answered_and_all_of_them_arrive() {
                     let path = format!(
                         "/click?ad_id=a1&campaign_id=c1&ts={at}&event_id=k{sender}-{number}"
                     );
-                    let answer = client.get(&path);
-                    assert_eq!(answer.status, 302, "{}", answer.json);
-                    answered.fetch_add(1, Ordering::Relaxed);
+                    // Whatever else comes is looked at when all have stopped.
+                    match client.try_get(&path).map(|answer| answer.status) {
+                        Ok(302) => answered.fetch_add(1, Ordering::Relaxed),
+                        _ => refused.fetch_add(1, Ordering::Relaxed),
+                    };
                     slowest_ms.fetch_max(began.elapsed().as_millis() as i64, Ordering::Relaxed);
                     number += 1;
                     std::thread::sleep(Duration::from_millis(5));
@@ -51,22 +53,27 @@ fn while_kafka_is_away_every_click_is_answered_and_all_of_them_arrive() {
             control("kill", broker);
         }
         std::thread::sleep(away);
-        let status = client.get("/v1/status").expect(200).json;
-        assert_eq!(status["log"]["spool"]["away"], true, "{}", status["log"]);
-        assert!(status["freshnessSeconds"].as_f64().unwrap() > 1.0, "honest: {status}");
+        // Looked at later: a failure in here would leave the senders sending.
+        let status = client.try_get("/v1/status");
         for broker in 1..=brokers() {
             control("restart", broker);
         }
         std::thread::sleep(Duration::from_secs(3));
         over.store(true, Ordering::Relaxed);
+        status
     });
+    let status = status.unwrap().expect(200).json;
+    let spool = &status["log"]["spool"];
+    assert!(spool["waitingFrames"].as_i64().unwrap() > 0, "clicks wait in the spool: {spool}");
+    assert!(status["freshnessSeconds"].as_f64().unwrap() > 1.0, "honest: {status}");
     let answered = answered.into_inner();
+    assert_eq!(refused.into_inner(), 0, "clicks that were not answered with their redirect");
     assert!(answered > 100, "{answered}");
     let until = Instant::now() + Duration::from_secs(90);
     let counts = loop {
         let counts = client.counts();
         let spool = client.get("/v1/status").expect(200).json["log"]["spool"].clone();
-        if counts.counted >= answered && spool["away"] == false {
+        if counts.counted >= answered && spool["waitingFrames"] == 0 {
             break counts;
         }
         assert!(Instant::now() < until, "{answered} answered: {counts:?} {spool}");
