@@ -72,9 +72,14 @@ fn copies_of_an_event_in_any_partition_count_once_and_what_is_broken_is_set_asid
     // A verdict takes one out, wherever it is.
     let one = format!("f{first}");
     client.judge(&[crate::traffic::verdict(&one, "invalid", now_us())]).expect(202);
-    client.settled();
-    let life = client.get(&format!("/v1/events/{one}")).expect(200).json;
-    assert_eq!(life["standing"], "invalid", "{life}");
+    loop {
+        let life = client.get(&format!("/v1/events/{one}")).expect(200).json;
+        if life["standing"] == "invalid" {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "{life}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     assert!(server.terminate().success(), "{}", home.stderr());
     let (code, out, err) = home.run(&["verify"]);
     assert_eq!(code, Some(0), "{out}\n{err}");
