@@ -365,7 +365,7 @@ fn spawn<J: Job<N>, const N: usize>(
         let [rows, others] = part.sinks;
         let sinks: [Box<dyn Sink<N, J::Metrics>>; 2] = [rows, others];
         let ends = worker::Ends { plans: part.plans, asks: part.asks, shuffle: part.shuffle };
-        worker::run(worker, &job, &shared, ends, (sinks, part.begin));
+        worker::run(worker, &job, &shared, ends, sinks, part.begin);
     })
     .map_err(|e| StartError::Thread(e.to_string()))?;
     let mut handles: Vec<(usize, Thread)> = (0..peers)

@@ -408,10 +408,11 @@ impl Host {
     /// Ends the run, with a checkpoint if it takes any; the log has everything.
     pub fn close(self) {
         // A run that is still behind would first have to catch up.
-        if self.engine.fault().is_none() && self.engine.lag().caught_up {
-            if let Err(error) = self.checkpoint() {
-                tracing::warn!(%error, "no last checkpoint: the next start has more to read");
-            }
+        if self.engine.fault().is_none()
+            && self.engine.lag().caught_up
+            && let Err(error) = self.checkpoint()
+        {
+            tracing::warn!(%error, "no last checkpoint: the next start has more to read");
         }
         self.engine.stop();
     }

@@ -85,13 +85,17 @@ pub enum NodeError {
 impl NodeError {
     /// Whether other settings would help.
     pub fn is_wrong_use(&self) -> bool {
-        use crate::{engine::StartError, host::HostError};
+        use crate::{checkpoint::LoadError, engine::StartError, host::HostError};
         match self {
             NodeError::Host(HostError::Log(error) | HostError::Start(StartError::Log(error))) => {
                 matches!(error, LogError::Invalid { .. })
             }
             NodeError::Host(
-                HostError::Start(StartError::Settings(_))
+                HostError::Start(
+                    StartError::Settings(_)
+                    | StartError::Load(LoadError::Foreign { .. } | LoadError::Nothing { .. }),
+                )
+                | HostError::Store(_)
                 | HostError::Decided(_)
                 | HostError::Rollups(_),
             )

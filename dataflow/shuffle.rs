@@ -19,10 +19,12 @@ use std::{
 };
 use trueup_operators::{feed::Located, time::Epoch};
 
+type Batches<B> = Vec<Arc<Located<B>>>;
+
 /// What one worker has read of an epoch.
 struct Parcel<B> {
     epoch: Epoch,
-    batches: Vec<Arc<Located<B>>>,
+    batches: Batches<B>,
 }
 
 /// One worker's place in the exchange.
@@ -31,7 +33,7 @@ pub(crate) struct Shuffle<B> {
     from: Receiver<Parcel<B>>,
     threads: Arc<Vec<OnceLock<Thread>>>,
     /// What has come of epochs that are not whole: how many parcels, and what was in them.
-    waiting: BTreeMap<Epoch, (usize, Vec<Arc<Located<B>>>)>,
+    waiting: BTreeMap<Epoch, (usize, Batches<B>)>,
 }
 
 /// The places of all workers of a process.
@@ -66,7 +68,7 @@ impl<B> Shuffle<B> {
     }
 
     /// All batches of an epoch in the order in which they are to be entered, once they are there.
-    pub(crate) fn take(&mut self, epoch: Epoch) -> Option<Vec<Arc<Located<B>>>> {
+    pub(crate) fn take(&mut self, epoch: Epoch) -> Option<Batches<B>> {
         while let Ok(mut parcel) = self.from.try_recv() {
             let (parcels, batches) = self.waiting.entry(parcel.epoch).or_default();
             *parcels += 1;

@@ -76,6 +76,9 @@ struct Running<B: 'static> {
     shuffle: Option<Shuffle<B>>,
 }
 
+/// The sinks of a worker, at home in its thread.
+type Sinks<const N: usize, M> = [Box<dyn Sink<N, M>>; 2];
+
 /// What a worker begins with.
 pub(crate) struct Begin<const N: usize, M> {
     /// The last epoch that it has.
@@ -90,7 +93,8 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
     job: &J,
     shared: &Arc<Shared>,
     ends: Ends<J::Batch>,
-    (sinks, begin): ([Box<dyn Sink<N, J::Metrics>>; 2], Begin<N, J::Metrics>),
+    sinks: Sinks<N, J::Metrics>,
+    begin: Begin<N, J::Metrics>,
 ) {
     let Ends { plans, asks, shuffle } = ends;
     let index = worker.index();
@@ -165,7 +169,7 @@ fn build<J: Job<N>, const N: usize>(
     worker: &mut Worker,
     job: &J,
     shared: &Arc<Shared>,
-    sinks: [Box<dyn Sink<N, J::Metrics>>; 2],
+    sinks: Sinks<N, J::Metrics>,
     begin: Begin<N, J::Metrics>,
 ) -> Running<J::Batch> {
     let EngineSettings { lateness, read_back_bytes_max, workers, partitioned_by_id, .. } =

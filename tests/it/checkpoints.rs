@@ -237,7 +237,7 @@ interval = "150ms"
     assert_eq!(code, Some(2), "{err}");
     fs::remove_dir_all(home.data().join("checkpoints")).unwrap();
     let mut server = Server::spawn(&home, home.serve());
-    assert!(!server.wait().success());
+    assert_eq!(server.wait().code(), Some(2));
     let told = home.stderr();
     assert!(told.contains("no longer has its beginning"), "{told}");
 }
@@ -253,6 +253,6 @@ fn checkpoints_of_another_directory_are_refused() {
     assert!(server.terminate().success());
     assert!(!files(&place.path().join("manifests")).is_empty());
     let mut server = Server::spawn(&other, other.serve());
-    assert!(!server.wait().success());
+    assert_eq!(server.wait().code(), Some(2));
     assert!(other.stderr().contains("is of the installation"), "{}", other.stderr());
 }

@@ -35,7 +35,7 @@ fn every_byte_counts() {
     let whole = disk.lock().clone();
     let (mut noticed, mut dead) = (0, 0);
     for (name, object) in &whole {
-        for at in 0..object.len() {
+        for (at, &byte) in object.iter().enumerate() {
             disk.lock().get_mut(name).unwrap()[at] ^= 1 << (at % 8);
             let (found, broken) = newest(&*store);
             // What is dead, or an index that a later one has replaced, nobody reads.
@@ -45,7 +45,7 @@ fn every_byte_counts() {
             let in_both = name.starts_with("packs/") && name.contains("005-");
             assert!(unread || is_of_first || in_both && found.is_none(), "{name} {at}");
             (noticed, dead) = if unread { (noticed, dead + 1) } else { (noticed + 1, dead) };
-            disk.lock().get_mut(name).unwrap()[at] = object[at];
+            disk.lock().get_mut(name).unwrap()[at] = byte;
         }
         for cut in 0..object.len() {
             disk.lock().get_mut(name).unwrap().truncate(cut);
