@@ -113,6 +113,9 @@ pub struct Epochs {
     checkpoints: Option<Arc<Checkpoints>>,
     /// By worker: the last epoch that its sinks have.
     committed: Vec<AtomicU64>,
+    /// Bytes in a log that others share, as last asked for: asking may have to wait for a broker,
+    /// and requests must not.
+    shared_bytes: AtomicU64,
     /// Whether `state` has a fault, for workers that look at every step.
     failed: AtomicBool,
     state: Mutex<State>,
@@ -187,13 +190,14 @@ impl Epochs {
         };
         let committed = (0..workers).map(|_| AtomicU64::new(from.row.epoch)).collect();
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        let failed = AtomicBool::new(false);
+        let (failed, shared_bytes) = (AtomicBool::new(false), AtomicU64::new(bytes_at_start));
         Ok(Arc::new(Epochs {
             log,
             settings,
             writer,
             checkpoints,
             committed,
+            shared_bytes,
             failed,
             state,
             changed,
@@ -240,13 +244,17 @@ impl Epochs {
     /// How far the views are behind.
     pub fn lag(&self) -> Lag {
         let visible = self.visible();
+        let bytes = match self.log.is_shared() {
+            true => self.shared_bytes.load(Ordering::Relaxed),
+            false => bytes_held(&*self.log),
+        };
         let mut state = self.state.lock();
         state.see(visible);
         let shown = state.bytes_visible.max(state.bytes_at_start);
         Lag {
             closed: state.closed.row.epoch,
             visible,
-            bytes: bytes_held(&*self.log).saturating_sub(shown),
+            bytes: bytes.saturating_sub(shown),
             caught_up: visible >= state.recovered_to,
         }
     }
@@ -303,6 +311,9 @@ impl Epochs {
         // What was read of the remap topic and not fed yet.
         let mut unfed = VecDeque::new();
         loop {
+            if self.log.is_shared() {
+                self.shared_bytes.store(bytes_held(&*self.log), Ordering::Relaxed);
+            }
             let fed = self.confirm();
             let fed = fed.and_then(|()| self.feed(&mut read, &mut unfed, feeders, &announce));
             if let Err(error) = fed {
