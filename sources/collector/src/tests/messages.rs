@@ -24,7 +24,10 @@ const BROKEN: [(&str, &str); 9] = [
     (r#"{"eventId":"a","eventType":"view"}"#, ""),
     (r#"{"eventId":"","eventType":"click"}"#, ""),
     (
-        r#"{"eventId":"f","eventType":"click","occurredAt":"2099-01-01T00:00:00Z","campaignId":"c","adId":"a"}"#,
+        concat!(
+            r#"{"eventId":"f","eventType":"click","occurredAt":"2099-01-01T00:00:00Z","#,
+            r#""campaignId":"c","adId":"a"}"#
+        ),
         "",
     ),
     ("no json at all", "not_an_object"),
@@ -52,9 +55,15 @@ fn good(random: &mut Random, number: usize) -> String {
         r#","unheardOf":{"a":[1,2]}"#,
     ]);
     format!(
-        r#"{{"eventId":"e{number}","eventType":"{kind}","occurredAt":"2026-09-21T12:00:00.{:03}Z","campaignId":"c{}","adId":"a"{more}}}"#,
+        concat!(
+            r#"{{"eventId":"e{}","eventType":"{}","occurredAt":"2026-09-21T12:00:00.{:03}Z","#,
+            r#""campaignId":"c{}","adId":"a"{}}}"#
+        ),
+        number,
+        kind,
         random.below(1000),
         random.below(3),
+        more,
     )
 }
 
@@ -159,7 +168,11 @@ fn the_future_is_reckoned_from_the_log_time_of_each_message() {
     let mut decoder = MessageDecoder::new(KEY, SKEW_US);
     let text = |at: &str| {
         format!(
-            r#"{{"eventId":"e","eventType":"click","occurredAt":"{at}","campaignId":"c","adId":"a"}}"#
+            concat!(
+                r#"{{"eventId":"e","eventType":"click","occurredAt":"{}","#,
+                r#""campaignId":"c","adId":"a"}}"#
+            ),
+            at
         )
     };
     // 2026-09-21T14:13:20Z is the log time of the first.
@@ -188,7 +201,11 @@ fn the_future_is_reckoned_from_the_log_time_of_each_message() {
 fn a_click_that_another_collector_took_as_invalid_is_born_so() {
     let text = |more: &str| {
         format!(
-            r#"{{"eventId":"e","eventType":"click","occurredAt":"2026-09-21T14:00:00Z","campaignId":"c","adId":"a"{more}}}"#
+            concat!(
+                r#"{{"eventId":"e","eventType":"click","occurredAt":"2026-09-21T14:00:00Z","#,
+                r#""campaignId":"c","adId":"a"{}}}"#
+            ),
+            more
         )
     };
     let texts = [
