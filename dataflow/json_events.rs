@@ -1,7 +1,7 @@
 //! Ad events as one JSON message each, for a Kafka topic that others write to and read from too:
 //! the collector's own decoder reads them, and what the collector appends is written as its sender
-//! would know it (`life.rs`). Keyed hashes are not written, so of an event that went this way user and IP
-//! are not known; all figures are the same.
+//! would know it (`life.rs`). Keyed hashes are not written, so of an event that went this way user
+//! and IP are not known; all figures are the same.
 
 use crate::{ipc, life};
 use parking_lot::Mutex;

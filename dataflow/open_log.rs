@@ -132,7 +132,8 @@ impl OpenLog {
         &self.intake
     }
 
-    /// The same for who has to answer whatever happens, like a pixel: durable on this machine first.
+    /// The same for who has to answer whatever happens, like a pixel: durable on this machine
+    /// first.
     pub fn answering(&self) -> &Arc<dyn Log> {
         &self.answering
     }

@@ -41,8 +41,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The one of a directory that holds no embedded log, made if it is not there: for a log that is
-    /// elsewhere. Whoever calls this has seen to it that no other process does so at the same time.
+    /// The one of a directory that holds no embedded log, made if it is not there: for a log that
+    /// is elsewhere. Whoever calls this has seen to it that no other process does so at the same
+    /// time.
     ///
     /// # Errors
     /// When it cannot be read or made, or is damaged.

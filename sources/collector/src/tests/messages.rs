@@ -24,7 +24,10 @@ const BROKEN: [(&str, &str); 9] = [
     (r#"{"eventId":"a","eventType":"view"}"#, ""),
     (r#"{"eventId":"","eventType":"click"}"#, ""),
     (
-        r#"{"eventId":"f","eventType":"click","occurredAt":"2099-01-01T00:00:00Z","campaignId":"c","adId":"a"}"#,
+        concat!(
+            r#"{"eventId":"f","eventType":"click","occurredAt":"2099-01-01T00:00:00Z","#,
+            r#""campaignId":"c","adId":"a"}"#
+        ),
         "",
     ),
     ("no json at all", "not_an_object"),
@@ -51,11 +54,9 @@ fn good(random: &mut Random, number: usize) -> String {
         r#","schemaVersion":7"#,
         r#","unheardOf":{"a":[1,2]}"#,
     ]);
-    format!(
-        r#"{{"eventId":"e{number}","eventType":"{kind}","occurredAt":"2026-09-21T12:00:00.{:03}Z","campaignId":"c{}","adId":"a"{more}}}"#,
-        random.below(1000),
-        random.below(3),
-    )
+    let at = format!("2026-09-21T12:00:00.{:03}Z", random.below(1000));
+    let what = format!(r#""occurredAt":"{at}","campaignId":"c{}","adId":"a""#, random.below(3));
+    format!(r#"{{"eventId":"e{number}","eventType":"{kind}",{what}{more}}}"#)
 }
 
 /// What a body of these lines becomes.
@@ -158,9 +159,8 @@ fn what_is_known_to_be_foreign_is_not_read_and_no_bytes_panic() {
 fn the_future_is_reckoned_from_the_log_time_of_each_message() {
     let mut decoder = MessageDecoder::new(KEY, SKEW_US);
     let text = |at: &str| {
-        format!(
-            r#"{{"eventId":"e","eventType":"click","occurredAt":"{at}","campaignId":"c","adId":"a"}}"#
-        )
+        let what = r#""campaignId":"c","adId":"a""#;
+        format!(r#"{{"eventId":"e","eventType":"click","occurredAt":"{at}",{what}}}"#)
     };
     // 2026-09-21T14:13:20Z is the log time of the first.
     let (early, late) = (text("2026-09-21T14:18:19Z"), text("2026-09-21T14:18:21Z"));
@@ -187,9 +187,8 @@ fn the_future_is_reckoned_from_the_log_time_of_each_message() {
 #[test]
 fn a_click_that_another_collector_took_as_invalid_is_born_so() {
     let text = |more: &str| {
-        format!(
-            r#"{{"eventId":"e","eventType":"click","occurredAt":"2026-09-21T14:00:00Z","campaignId":"c","adId":"a"{more}}}"#
-        )
+        let what = r#""occurredAt":"2026-09-21T14:00:00Z","campaignId":"c","adId":"a""#;
+        format!(r#"{{"eventId":"e","eventType":"click",{what}{more}}}"#)
     };
     let texts = [
         text(r#","invalidReason":"prefetch""#),
