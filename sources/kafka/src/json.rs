@@ -4,10 +4,10 @@
 //! A frame is a run of messages without a gap between them. It begins where it was asked for, or
 //! at the first message behind that, and ends before the next multiple of
 //! [`RUN_MESSAGES`](crate::RUN_MESSAGES), at the end of the range, or at an offset without a
-//! message (a transaction's marker), so the same range is cut the same way each time. Its row `r` is the
-//! message at `frame.offset + r`, always: a message that is no event has a row as well, which the
-//! encoder fills with a placeholder. That is why a frame can be read again from its offset on
-//! ([`Log::frame_end`](trueup_operators::log::Log::frame_end)) wherever its range ended.
+//! message (a transaction's marker), so the same range is cut the same way each time. Its row `r`
+//! is the message at `frame.offset + r`, always: a message that is no event has a row as well,
+//! which the encoder fills with a placeholder. That is why a frame can be read again from its
+//! offset on ([`Log::frame_end`](trueup_operators::log::Log::frame_end)) wherever its range ended.
 
 use trueup_operators::{
     log::{Append, Foreign, LogError},
