@@ -86,11 +86,7 @@ impl Cursor {
         let end = end(log);
         let mut tip = self.clone();
         if !log.is_shared() && end > self.next {
-            let frames = log.read(Topic::Remap, 0, end - 1, end, READ_BYTES)?;
-            let frame = frames.last().ok_or_else(|| LogError::Unavailable {
-                reason: format!("the remap topic ends at {end} but gave no last row"),
-            })?;
-            return Ok(Cursor { row: Arc::new(decode(frame)?), next: end });
+            return Cursor::at(log, end - 1);
         }
         while tip.next < end {
             tip.advance(log, end)?;

@@ -1,10 +1,8 @@
 //! What an operator may set, and the limits that stand.
 
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
-use trueup_operators::{
-    log::{LogError, PARTITIONS_MAX, Topic},
-    time::LogTime,
-};
+use std::{ops::RangeInclusive, time::Duration};
+pub use trueup_log::{Clock, system_clock};
+use trueup_operators::log::{LogError, PARTITIONS_MAX, Topic};
 
 /// The most bytes of a topic's name: Kafka's own limit.
 const NAME_BYTES_MAX: usize = 249;
@@ -12,17 +10,6 @@ const NAME_BYTES_MAX: usize = 249;
 pub const MESSAGE_BYTES_LIMIT: usize = 64 << 20;
 /// The offsets that a frame of single messages covers at most; frames begin at multiples of it.
 pub const RUN_MESSAGES: u64 = 1_024;
-
-/// Where the time of asking comes from. The real one is [`system_clock`]; tests bring their own.
-pub type Clock = Arc<dyn Fn() -> LogTime + Send + Sync>;
-
-/// The system's wall clock.
-pub fn system_clock() -> Clock {
-    Arc::new(|| {
-        let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        LogTime(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX))
-    })
-}
 
 /// What a message of the events topic is. The other topics carry frames always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
