@@ -1,6 +1,6 @@
 //! The spool: what is acknowledged while brokers are away reaches them later, in order.
 
-use crate::world::{alone, await_end, beside, broker_count, control, open, settings, until};
+use crate::world::{Mute, alone, await_end, beside, open, settings, until};
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
@@ -102,7 +102,7 @@ fn while_kafka_is_away_the_spool_takes_everything_and_then_drains_in_order() {
     let kafka = Arc::new(open(&quick(settings())));
     let spool = spool(&kafka, dir.path(), small());
     assert_eq!(all_well(send(&*spool, 0..300)), 300);
-    (1..=broker_count()).for_each(|broker| control("freeze", broker));
+    let mute = Mute::all();
     // Before anyone has noticed, and after.
     let began = Instant::now();
     assert_eq!(all_well(send(&*spool, 300..600)), 300);
@@ -115,7 +115,7 @@ fn while_kafka_is_away_the_spool_takes_everything_and_then_drains_in_order() {
     assert!(status.waiting_frames >= 1_700, "{status:?}");
     assert!(status.waiting_bytes > 1_700 * 768 && status.waiting_since.is_some(), "{status:?}");
     until("the drain is in trouble", || spool.status().trouble.is_some());
-    (1..=broker_count()).for_each(|broker| control("thaw", broker));
+    drop(mute);
     // Load goes on while it drains and returns.
     let mut next = 2_000;
     until("it is back", || {
@@ -140,7 +140,7 @@ fn a_full_spool_is_busy_and_takes_again_when_it_drains() {
     let dir = tempfile::tempdir().unwrap();
     let kafka = Arc::new(open(&quick(settings())));
     let spool = spool(&kafka, dir.path(), SpoolSettings { spool_bytes_max: 200_000, ..small() });
-    (1..=broker_count()).for_each(|broker| control("freeze", broker));
+    let mute = Mute::all();
     append_and_wait(&*spool, vec![numbered(0)]).unwrap();
     let mut next = 1;
     let busy = loop {
@@ -155,7 +155,7 @@ fn a_full_spool_is_busy_and_takes_again_when_it_drains() {
         }
         other => panic!("{other:?}"),
     }
-    (1..=broker_count()).for_each(|broker| control("thaw", broker));
+    drop(mute);
     until("it is drained", || !spool.status().away);
     for _ in 0..300 {
         append_and_wait(&*spool, vec![numbered(next)]).unwrap();
@@ -171,11 +171,11 @@ fn what_waits_is_sent_by_the_next_process() {
     let settings = quick(settings());
     let kafka = Arc::new(open(&settings));
     let first = spool(&kafka, dir.path(), small());
-    (1..=broker_count()).for_each(|broker| control("freeze", broker));
+    let mute = Mute::all();
     assert_eq!(all_well(send(&*first, 0..500)), 500);
     let before = first.status();
     drop((first, kafka));
-    (1..=broker_count()).for_each(|broker| control("thaw", broker));
+    drop(mute);
     let kafka = Arc::new(open(&settings));
     let second = spool(&kafka, dir.path(), small());
     assert_eq!(before.waiting_frames, 500);

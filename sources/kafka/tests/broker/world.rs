@@ -51,6 +51,22 @@ pub(crate) fn control(what: &str, broker: u16) {
     assert!(status.success(), "{what} {broker}: {status}");
 }
 
+/// All brokers stopped until this is dropped, so that a test that fails leaves them to the next.
+pub(crate) struct Mute;
+
+impl Mute {
+    pub(crate) fn all() -> Self {
+        (1..=broker_count()).for_each(|broker| control("freeze", broker));
+        Self
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        (1..=broker_count()).for_each(|broker| control("thaw", broker));
+    }
+}
+
 /// A name that no other test and no other run has.
 pub(crate) fn unique(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
