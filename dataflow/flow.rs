@@ -173,7 +173,9 @@ impl<'s, B: EventBatch> Deduped<'s, B> {
         C: Contribution<B, N>,
     {
         let symbols = Arc::clone(&self.context.symbols);
-        let chunks = sum::sum(self.stream.clone(), contribution, symbols);
+        // The engine runs in one process.
+        let threads = self.stream.scope().peers();
+        let chunks = sum::sum(self.stream.clone(), contribution, symbols, threads);
         Sums { chunks, deduped: self }
     }
 }
@@ -209,9 +211,10 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Sums<'s, B, N, M> {
     pub fn accumulate(self) -> Rollups<'s, B, N, M> {
         let Sums { chunks, deduped } = self;
         let context = &deduped.context;
+        let threads = chunks.scope().peers();
         let stage = |chunks, rollups| {
             let (symbols, times) = (Arc::clone(&context.symbols), Rc::clone(&context.times));
-            accumulate::accumulate(chunks, rollups, context.lateness, symbols, times)
+            accumulate::accumulate(chunks, rollups, context.lateness, symbols, times, threads)
         };
         let Accumulated { said, folded, held } = stage(chunks, context.rollups.clone());
         let mut unlimited = context.rollups.clone();

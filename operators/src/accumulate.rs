@@ -31,7 +31,7 @@ use crate::{
     metrics::Group,
     prefetch,
     rollup::{ROWS_MAX_MAX, RollupSpec},
-    sum::{Chunk, Exchanged, SHARES, Stables, Sum, hash_key, share_of},
+    sum::{Chunk, Exchanged, SHARES, Stables, Sum, crossing::Crossing, hash_key, share_of},
     symbols::{ABSENT, OTHER, Symbols},
     time::{Bucket, Epoch, Granularity, Lateness},
 };
@@ -91,13 +91,15 @@ pub struct Accumulated<'scope, const N: usize, M: Exchanged> {
     pub held: Rc<RefCell<Held>>,
 }
 
-/// Adds up chunks at the owners of their keys.
+/// Adds up chunks at the owners of their keys. `threads` is the number of workers of each process;
+/// if there is one process, of all.
 pub fn accumulate<'scope, const N: usize, M: Exchanged>(
     chunks: StreamVec<'scope, Epoch, Chunk<N, M>>,
     specs: Vec<RollupSpec>,
     lateness: Lateness,
     symbols: Arc<Symbols>,
     times: Times,
+    threads: usize,
 ) -> Accumulated<'scope, N, M> {
     let scope = chunks.scope();
     let mut builder = OperatorBuilder::new("Accumulate".to_owned(), scope);
@@ -109,6 +111,7 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
         OutputBuilder::<_, CapacityContainerBuilder<Vec<Said<N, M>>>>::from(said_output);
     let mut fold_output =
         OutputBuilder::<_, CapacityContainerBuilder<Vec<Chunk<N, M>>>>::from(fold_output);
+    let mut crossing = Crossing::new(Arc::clone(&symbols), scope.index(), threads);
     let mut state = Accumulators::new(specs, lateness, symbols, scope.peers() as u32);
     let held = Rc::clone(&state.held);
     builder.build(move |_capabilities| {
@@ -127,7 +130,7 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
                     fold,
                     chunks: Vec::new(),
                 });
-                stash.chunks.append(chunks);
+                stash.chunks.extend(chunks.drain(..).map(|chunk| crossing.arrive(chunk)));
             });
             while let Some(entry) = stash.first_entry() {
                 let epoch = *entry.key();
@@ -138,7 +141,8 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
                 let now = times.borrow().get(&epoch).copied().unwrap_or_default();
                 state.epoch(epoch, now, chunks);
                 said_output.session(&say).give_iterator(state.said.drain(..));
-                fold_output.session(&fold).give_iterator(state.folds.drain(..));
+                let folds = state.folds.drain(..).map(|chunk| crossing.depart(chunk));
+                fold_output.session(&fold).give_iterator(folds);
             }
         }
     });
@@ -392,6 +396,7 @@ fn fold<const N: usize, M: Group>(
             rollup: table.id.rollup,
             granularity: Some(table.id.granularity),
             overflows,
+            texts: None,
             sums: vec![Sum { key, bucket: table.bucket, metrics }],
         });
     }

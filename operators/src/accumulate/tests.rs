@@ -108,7 +108,7 @@ fn run(peers: usize, rows_max: u32, script: &[(EpochTimes, Vec<Given>)]) -> (See
         worker.dataflow::<Epoch, _, _>(|scope| {
             let stage = |chunks, rows_max| {
                 let (symbols, times) = (Arc::clone(&symbols), Rc::clone(&times));
-                accumulate(chunks, specs(rows_max), LATENESS, symbols, times)
+                accumulate(chunks, specs(rows_max), LATENESS, symbols, times, peers)
             };
             let main = stage(scope.input_from(&mut input), rows_max);
             let others = stage(main.folded, ROWS_MAX_MAX);
@@ -151,6 +151,7 @@ fn run(peers: usize, rows_max: u32, script: &[(EpochTimes, Vec<Given>)]) -> (See
                     rollup: *rollup,
                     granularity: None,
                     overflows: 0,
+                    texts: None,
                     sums: vec![Sum { key, bucket: *bucket, metrics: *metrics }],
                 });
             }
