@@ -14,6 +14,7 @@ pub mod ads;
 pub mod batches;
 pub mod bench;
 pub mod cli;
+pub mod cluster;
 pub mod commands;
 pub mod config;
 mod connections;
