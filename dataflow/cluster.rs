@@ -10,11 +10,11 @@
 //! opinions of a generation that is over.
 //!
 //! ```text
-//! Cluster::open    listens                                        door, handshake, identity, secret
-//! Cluster::meet    everyone there, numbered, connected, started   meeting, number
-//! Generation       links: heartbeats, commits, questions          link, frame, upto, rpc
-//!   execute        timely's workers over sockets that never fail  wire
-//!   wait           the first failure, by its process and cause    failure
+//! Cluster::open   listens                                  door, handshake, identity, secret
+//! Cluster::meet   all are there, numbered, connected       meeting, number
+//! Generation      heartbeats, commits, questions           link, frame, upto, rpc
+//!   execute       timely over sockets that never fail      wire
+//!   wait          the first failure, its process and why   failure
 //! drop it, meet again
 //! ```
 //!
@@ -292,3 +292,6 @@ impl Drop for Cluster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -203,9 +203,17 @@ impl Door {
         state.newest = generation;
     }
 
-    /// A generation, or a meeting, is over.
+    /// A meeting, or what came of it, is over.
     pub(super) fn end(&self) {
         self.state.lock().clear();
+    }
+
+    /// This generation is over. The next meeting may have begun before this is said.
+    pub(super) fn end_of(&self, generation: u64) {
+        let mut state = self.state.lock();
+        if state.generation == Some(generation) {
+            state.clear();
+        }
     }
 
     /// Somebody who came to the meeting is gone.
@@ -262,3 +270,6 @@ impl State {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! Over:  u32 process   that failed
-//!        u8  what      1 closed, 2 silent, 3 left, 4 fault, 5 nonsense
+//!        u8  what      1 closed, 2 silent, 3 left, 4 fault, 5 nonsense, 6 finished
 //!        u64 heard_ms  when it was heard last, ms since 1970
 //!        text          more about it, UTF-8
 //! ```
@@ -43,12 +43,15 @@ pub enum What {
     Fault = 4,
     /// It sent what no member sends.
     Nonsense = 5,
+    /// Its workers have come to their end as they should, and those of all others: no failure.
+    Finished = 6,
 }
 
 impl What {
     fn of(code: u8) -> Option<What> {
-        use What::{Closed, Fault, Left, Nonsense, Silent};
-        [Closed, Silent, Left, Fault, Nonsense].into_iter().find(|what| *what as u8 == code)
+        use What::{Closed, Fault, Finished, Left, Nonsense, Silent};
+        let all = [Closed, Silent, Left, Fault, Nonsense, Finished];
+        all.into_iter().find(|what| *what as u8 == code)
     }
 }
 
@@ -77,6 +80,7 @@ impl fmt::Display for Failure {
             What::Silent => "is silent",
             What::Left => "has left",
             What::Fault => "has a fault",
+            What::Finished => "has finished, as all have",
             What::Nonsense => "sent what no member sends",
         };
         let ms = heard.elapsed().unwrap_or_default().as_millis();

@@ -167,3 +167,6 @@ impl Write for Until<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

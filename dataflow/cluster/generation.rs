@@ -12,10 +12,11 @@
 //!
 //! timely's queues between workers and sockets have no limit of their own. Its spill policies can
 //! move their middle to disk, but cannot make a worker wait, so they postpone the end and do not
-//! prevent it. What bounds the queues is that epochs are only cut while fewer than
-//! `epochs_in_flight_max` are under way, counted by [`Generation::visible`]: a peer that takes
-//! nothing holds that back, and with it the sources. A queue then holds no more than the chunks of
-//! that many epochs, each of which was cut at `epoch_bytes_max`.
+//! prevent it; its `refill` only says where buffers come from. What can bound the queues is the
+//! feed: whoever cuts epochs counts those under way by [`Generation::visible`]. A peer that takes
+//! nothing holds that back, and with it the sources, and a queue holds no more than the chunks of
+//! `epochs_in_flight_max` epochs, each of which was cut at `epoch_bytes_max`. A peer that takes
+//! nothing and answers nothing is lost after the timeout.
 
 use super::{
     Cluster,
@@ -154,9 +155,9 @@ impl Generation {
     /// What happens when it is over.
     fn arrange(&self, cluster: &Cluster) {
         let (links, upto, calls) = (self.links.clone(), self.upto.clone(), self.calls.clone());
-        let door = Arc::clone(&cluster.door);
+        let (door, number) = (Arc::clone(&cluster.door), self.number);
         self.ending.then(move || {
-            door.end();
+            door.end_of(number);
             calls.end();
             upto.wake();
             links.iter().flatten().for_each(|link| link.wake());
@@ -195,7 +196,8 @@ impl Generation {
 
     /// Ends it because this process leaves; the others are told. Dropping it does so too.
     pub fn leave(&self) {
-        self.ending.fail(self.own(What::Left, "it stopped".into()));
+        let what = if self.upto.is_all_done() { What::Finished } else { What::Left };
+        self.ending.fail(self.own(what, "it stopped".into()));
     }
 
     fn own(&self, what: What, text: String) -> Failure {
@@ -234,7 +236,8 @@ impl Generation {
         Rpc { calls: Arc::clone(&self.calls) }
     }
 
-    /// Answers the questions of other processes with this. Until then they are refused.
+    /// Answers the questions of other processes with this. Until then they are refused. It is kept
+    /// as long as the generation, so it must not keep the generation.
     ///
     /// # Errors
     /// When they are answered already.

@@ -6,8 +6,8 @@
 //! *Silence is not slowness.* A reader counts the waits of its own in which nothing came, not the
 //! time on the clock: if this process was stopped for a minute, one wait has passed, and what its
 //! peer sent meanwhile is still to be read. Any byte is a sign of life, so that a large answer
-//! under way is not taken for silence. Heartbeats have threads of their own: workers that are slow are no
-//! failure.
+//! under way is not taken for silence. Heartbeats have threads of their own: workers that are slow
+//! are no failure.
 //!
 //! *Nothing piles up.* A pulse carries the newest epochs and not each of them: however slow the
 //! peer, one pulse is waiting. Questions and answers wait in a queue of [`QUEUE_BYTES_MAX`]; who
@@ -249,7 +249,12 @@ impl Link {
             }
             Kind::Over => {
                 let failure = Failure::decode(body, self.generation, self.process);
-                Err(failure.map_err(nonsense)?)
+                let failure = failure.map_err(nonsense)?;
+                // Who has heard it of all may leave before a slower one has.
+                if failure.what == What::Finished {
+                    upto.all_done();
+                }
+                Err(failure)
             }
             Kind::Hello | Kind::Verdict | Kind::Wait | Kind::Go | Kind::Ready | Kind::Start => {
                 Err(self.failure(What::Nonsense, format!("a frame {kind:?} on a link")))

@@ -10,6 +10,7 @@
 //! | questions that wait to be answered here | [`RpcLimits::waiting_max`] | [`CallError::Refused`] there |
 //! | a question | [`RpcLimits::request_bytes_max`] | [`CallError::TooLarge`] |
 //! | an answer | [`RpcLimits::response_bytes_max`] | [`CallError::Refused`] there |
+//! | frames that wait for a process | [`super::QUEUE_BYTES_MAX`] | [`CallError::Busy`]; an answer is dropped, and its caller [`CallError::Late`] |
 //! | the time | the caller's | [`CallError::Late`]; an answer that comes later is dropped |
 //!
 //! A handler that panics loses its question, not its thread.

@@ -108,6 +108,16 @@ impl Upto {
         self.changed.notify_all();
     }
 
+    /// A process that has heard it of all says so.
+    pub(super) fn all_done(&self) {
+        self.state.lock().done.fill(true);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn is_all_done(&self) -> bool {
+        self.state.lock().done.iter().all(|done| *done)
+    }
+
     /// Waits until all processes are done, no longer than `patience`.
     pub(super) fn wait_done(&self, patience: Duration, over: impl Fn() -> bool) -> bool {
         self.wait(patience, over, |state| state.done.iter().all(|done| *done))
@@ -153,3 +163,6 @@ impl Upto {
         is(&state)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,11 @@
 //! # Why it is hard
 //!
 //! timely answers a lost peer with panics: its receiving thread panics at the end of the stream,
-//! its queues are poisoned, the workers panic at their next message, and a worker that was just
-//! sending panics a second time while its buffers are dropped, which aborts the process. A process
-//! that keeps collectors and readers up through a lost peer cannot live with that.
+//! its queues are poisoned, and the workers panic at their next message, in the midst of whatever
+//! operator they are in; one whose buffers are flushed as they are dropped may panic a second time,
+//! which would abort the process. The program ends at its first panic, as it should, because no
+//! other says which of its threads are still there. So a process that keeps collectors and readers
+//! up through a lost peer cannot leave it at that.
 //!
 //! So timely is never told. Where its socket would fail, the [`Ending`] is: what is written after
 //! that is swallowed, and a read waits until every worker has seen that the generation is over, has

@@ -133,6 +133,24 @@ fn a_network_that_swallows_everything_is_silence_on_both_sides() {
 }
 
 #[test]
+fn a_link_between_two_members_is_missed_by_all_and_named() {
+    let town = Town::new(3);
+    let proxy = Proxy::start(town.hosts[1].clone());
+    let mut hosts = town.hosts.clone();
+    hosts[1] = proxy.address();
+    let far = Plan { hosts, ..town.plan(2) };
+    let mut members = vec![town.start(0), town.start(1), Member::start(far)];
+    let first = met(&mut members);
+    proxy.swallow(true);
+    // Each may be told by the other two before its own patience is over.
+    for member in &mut members {
+        assert_says(&over(member), " is silent");
+    }
+    proxy.swallow(false);
+    assert!(met(&mut members) > first);
+}
+
+#[test]
 fn who_does_not_belong_is_refused_with_both_values_and_the_others_meet() {
     let town = Town::new(2);
     let mut leader = town.start(0);
