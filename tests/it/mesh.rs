@@ -4,8 +4,8 @@
 //!
 //! A member meets, runs workers that exchange numbers without a pause and check every sum, reports
 //! what happens on stdout, and when its generation is over meets again in the same process. After
-//! each generation it says how many threads of timely's and of the links are left: none may be. A
-//! panic anywhere in it fails its test.
+//! each generation it says how many threads of timely's and of the links are left, and how many
+//! sockets: none may be. A panic anywhere in it fails its test.
 
 mod member;
 mod proxy;
@@ -66,7 +66,7 @@ fn met(members: &mut [Member]) -> u64 {
 /// Waits until a member says that its generation is over, and that nothing is left of it.
 fn over(member: &mut Member) -> String {
     let failure = member.wait_for("over");
-    assert_eq!(member.wait_for("left"), "threads 0", "after {failure}");
+    assert_eq!(member.wait_for("left"), "threads 0, sockets 0", "after {failure}");
     failure
 }
 
@@ -201,13 +201,13 @@ fn strangers_and_a_slow_start_do_not_disturb_the_meeting() {
 #[test]
 fn a_number_is_never_used_again_whoever_forgets_it() {
     let town = Town::new(2);
-    std::fs::write(&town.plan(1).number_path, "generation 41\n").unwrap();
+    std::fs::write(&town.plan(1).number_path, "generation 4100000041\n").unwrap();
     let mut members = town.start_all();
-    assert_eq!(met(&mut members), 42);
+    assert_eq!(met(&mut members), 4_100_000_042);
     members.iter_mut().for_each(Member::kill);
     // The leader has lost its disk, and the member still knows.
     std::fs::remove_file(&town.plan(0).number_path).unwrap();
-    assert_eq!(met(&mut town.start_all()), 43);
+    assert_eq!(met(&mut town.start_all()), 4_100_000_043);
 }
 
 #[test]

@@ -119,8 +119,8 @@ fn what_was_said_to_one_proves_nothing_to_another() {
     // Said again to the door, which has asked something else this time.
     let replayed = house.dial();
     (&replayed).write_all(&[said, hello].concat()).unwrap();
-    let mut verdict = Vec::new();
-    (&replayed).read_to_end(&mut verdict).unwrap();
+    let mut verdict = [0; 40 + 9 + 1];
+    (&replayed).read_exact(&mut verdict).unwrap();
     assert_eq!(verdict[40 + 9], Refused::Secret as u8);
     drop((near, far));
     assert!(matches!(member.join().unwrap(), Err(HandshakeError::Io(_))));

@@ -3,6 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
@@ -219,7 +220,9 @@ fn live(plan: &Plan) {
         let alone = Arc::into_inner(generation).map(drop).is_some();
         let said = failure.map_or_else(|| "by itself".to_owned(), |failure| failure.to_string());
         tell(format!("over {said}"));
-        tell(format!("left threads {}", if alone { threads_left() } else { usize::MAX }));
+        assert!(alone, "the generation is kept by someone");
+        let (threads, sockets) = left();
+        tell(format!("left threads {threads}, sockets {sockets}"));
     }
 }
 
@@ -243,22 +246,26 @@ fn obey(generation: &Arc<Generation>, orders: &Receiver<String>) {
     }
 }
 
-/// Threads of timely's and of links, given a moment to end.
-fn threads_left() -> usize {
+/// Threads of timely's and of links, and sockets beside the listener; given a moment to end.
+fn left() -> (usize, usize) {
     let until = Instant::now() + Duration::from_secs(5);
     loop {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-        let names = tasks.filter_map(|task| {
-            // A thread may end while it is looked at.
-            std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
-        });
-        let ours = |name: &String| name.starts_with("timely:") || name.starts_with("link:");
-        let left = names.filter(ours).count();
-        if left == 0 || Instant::now() > until {
-            return left;
+        let ours = |name: &str| name.starts_with("timely:") || name.starts_with("link:");
+        let threads = in_proc("task", |path| fs::read_to_string(path.join("comm")).ok());
+        let threads = threads.iter().filter(|name| ours(name)).count();
+        let files = in_proc("fd", |path| Some(fs::read_link(path).ok()?.display().to_string()));
+        let sockets = files.iter().filter(|file| file.starts_with("socket:")).count() - 1;
+        if (threads, sockets) == (0, 0) || Instant::now() > until {
+            return (threads, sockets);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What this process has of a kind; what ends while it is looked at is left out.
+fn in_proc(kind: &str, name: impl Fn(PathBuf) -> Option<String>) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/self/{kind}")).unwrap();
+    entries.filter_map(|entry| name(entry.ok()?.path())).collect()
 }
 
 /// Workers that exchange numbers in rounds, and commit the rounds that all workers of the process
