@@ -283,6 +283,10 @@ where
 /// let mut warmth = Warmth { readings: 1, celsius: 20 };
 /// assert!(trueup::Group::add(&mut warmth, &Warmth { readings: 1, celsius: -3 }));
 /// assert_eq!(warmth, Warmth { readings: 2, celsius: 17 });
+///
+/// let mut kept = Vec::new();
+/// trueup::Group::write(&warmth, &mut kept);
+/// assert_eq!(<Warmth as trueup::Group>::read(&kept), Some(warmth));
 /// ```
 #[macro_export]
 macro_rules! group {
@@ -317,6 +321,18 @@ macro_rules! group {
 
             fn columns(&self, out: &mut Vec<i64>) {
                 out.extend([$(self.$figure),+]);
+            }
+
+            const BYTES: usize = Self::COLUMNS.len() * 8;
+
+            fn write(&self, out: &mut ::std::vec::Vec<u8>) {
+                $(out.extend(self.$figure.to_le_bytes());)+
+            }
+
+            fn read(bytes: &[u8]) -> ::std::option::Option<Self> {
+                let (words, rest) = bytes.as_chunks::<8>();
+                let &[$($figure),+] = words else { return None };
+                rest.is_empty().then_some($name { $($figure: i64::from_le_bytes($figure)),+ })
             }
         }
     };

@@ -31,7 +31,11 @@ use crate::{
     metrics::Group,
     prefetch,
     rollup::{ROWS_MAX_MAX, RollupSpec},
-    sum::{Chunk, Exchanged, SHARES, Stables, Sum, crossing::Crossing, hash_key, share_of},
+    sum::{
+        Chunk, Exchanged, SHARES, Stables, Sum,
+        crossing::{Crossing, Form},
+        hash_key, share_of,
+    },
     symbols::{ABSENT, OTHER, Symbols},
     time::{Bucket, Epoch, Granularity, Lateness},
 };
@@ -396,7 +400,7 @@ fn fold<const N: usize, M: Group>(
             rollup: table.id.rollup,
             granularity: Some(table.id.granularity),
             overflows,
-            texts: None,
+            form: Form::Here,
             sums: vec![Sum { key, bucket: table.bucket, metrics }],
         });
     }

@@ -27,6 +27,15 @@ pub trait Group: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 's
 
     /// The figures as integers, in the order of [`Group::COLUMNS`].
     fn columns(&self, out: &mut Vec<i64>);
+
+    /// How many bytes [`Group::write`] appends. At most 65,535.
+    const BYTES: usize;
+
+    /// Appends the element as a checkpoint keeps it: exact, and the same on every machine.
+    fn write(&self, out: &mut Vec<u8>);
+
+    /// Reads what [`Group::write`] wrote. `None`: these bytes are no element.
+    fn read(bytes: &[u8]) -> Option<Self>;
 }
 
 /// What an ad row sums. 40 bytes: with a 16-byte key and two words beside it a row is a cache line.
@@ -145,6 +154,45 @@ impl Group for Metrics {
             self.spend.to_micros().0,
         ]);
     }
+
+    const BYTES: usize = 36;
+
+    /// Little-endian: `i64` impressions, `i64` nanos, five `i32` counters in the order of the
+    /// fields.
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend(self.impressions.to_le_bytes());
+        out.extend(self.spend.0.to_le_bytes());
+        for counter in [
+            self.clicks,
+            self.conversions,
+            self.invalid_impressions,
+            self.invalid_clicks,
+            self.invalid_conversions,
+        ] {
+            out.extend(counter.to_le_bytes());
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (wide, narrow) = bytes.split_at_checked(16)?;
+        let (narrow, rest) = narrow.as_chunks::<4>();
+        let &[clicks, conversions, invalid_impressions, invalid_clicks, invalid_conversions] =
+            narrow
+        else {
+            return None;
+        };
+        let wide = |at: usize| Some(i64::from_le_bytes(wide[at..].first_chunk().copied()?));
+        rest.is_empty().then_some(Metrics {
+            impressions: wide(0)?,
+            spend: Nanos(wide(8)?),
+            clicks: i32::from_le_bytes(clicks),
+            conversions: i32::from_le_bytes(conversions),
+            invalid_impressions: i32::from_le_bytes(invalid_impressions),
+            invalid_clicks: i32::from_le_bytes(invalid_clicks),
+            invalid_conversions: i32::from_le_bytes(invalid_conversions),
+            reserved: 0,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -177,6 +225,23 @@ mod tests {
             prop_assert_eq!(plus(a, &b), plus(b, &a));
             prop_assert_eq!(plus(a, &Metrics::default()), a);
             prop_assert_eq!(plus(plus(a, &b), &b.negated()), a);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reads_what_it_writes_and_nothing_else(
+            a in metrics(),
+            wide in any::<(i64, i64)>(),
+            len in 0..80_usize,
+        ) {
+            let a = Metrics { impressions: wide.0, spend: Nanos(wide.1), ..a };
+            let mut bytes = Vec::new();
+            a.write(&mut bytes);
+            prop_assert_eq!(bytes.len(), Metrics::BYTES);
+            prop_assert_eq!(Metrics::read(&bytes), Some(a));
+            bytes.resize(len, 0);
+            prop_assert_eq!(Metrics::read(&bytes).is_some(), len == Metrics::BYTES);
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
     symbols::{Symbol, Symbols},
     time::{Bucket, Epoch, Granularity, MINUTE_US},
 };
-use crossing::{Crossing, Texts};
+use crossing::{Crossing, Form};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, sync::Arc};
 use timely::{
@@ -80,8 +80,7 @@ pub struct Sum<const N: usize, M> {
 }
 
 /// Sums on their way to the worker that owns their keys.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(bound = "M: Serialize + DeserializeOwned", try_from = "crossing::Wire<N, M>")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Chunk<const N: usize, M> {
     /// The worker.
     pub target: u32,
@@ -92,9 +91,8 @@ pub struct Chunk<const N: usize, M> {
     pub granularity: Option<Granularity>,
     /// How many additions left the range of a figure, which now stands at its limit.
     pub overflows: u64,
-    /// `None`: keys are symbols of this process. Else keys are places among these texts: the chunk
-    /// is on its way between two processes ([`Crossing`]).
-    pub texts: Option<Texts>,
+    /// Whether it is on its way between two processes, and where ([`Crossing`]).
+    pub form: Form,
     /// Its sums; a key and bucket may come in several chunks of an epoch.
     pub sums: Vec<Sum<N, M>>,
 }
@@ -267,7 +265,7 @@ impl<C, const N: usize, M: Exchanged> Stage<C, N, M> {
             rollup: rollup as u16,
             granularity: None,
             overflows: std::mem::take(&mut overflows),
-            texts: None,
+            form: Form::Here,
             sums,
         };
         if self.peers == 1 {

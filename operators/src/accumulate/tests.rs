@@ -151,7 +151,7 @@ fn run(peers: usize, rows_max: u32, script: &[(EpochTimes, Vec<Given>)]) -> (See
                     rollup: *rollup,
                     granularity: None,
                     overflows: 0,
-                    texts: None,
+                    form: Form::Here,
                     sums: vec![Sum { key, bucket: *bucket, metrics: *metrics }],
                 });
             }

@@ -7,26 +7,30 @@
 //!
 //! The first stage writes chunks at the rate at which epochs are cut, so what every chunk pays must
 //! be next to nothing: a chunk that stays within its process is neither copied nor looked through.
-//! One that leaves is rewritten in place, and a text is looked up once per chunk and not once per
+//! In one that leaves, a text is looked up once per chunk and not once per
 //! sum: a worker keeps a table of places by symbol, which is as long as there are symbols and of
 //! which only the places in use are cleared again.
 //!
-//! # On the wire
+//! # On the wire, little-endian
 //!
-//! timely writes the records between processes with bincode: little-endian integers of their own
-//! width, a length as `u64`. A chunk that leaves is
+//! timely writes records with bincode: integers of their own width, a length as `u64`. Figure by
+//! figure that costs a microsecond a sum for writing and reading, so what leaves is packed by hand.
 //!
 //! ```text
 //! u32 target, u16 rollup
 //! u8  0: sums by minute; else 1, then u32 0 minute, 1 hour, 2 day
 //! u64 overflows
-//! u8  1                                 0: keys are symbols
-//!   u64 n, n bytes of UTF-8             the texts, one behind the other
-//!   u64 n, n × u32                      where each of them ends
-//! u64 n, n × { N × u32 place, i32 bucket, the figures }
+//! u8  0: keys are symbols, then u64 0         1: packed, then u64 bytes of
+//!   0   u32 T   texts
+//!   4   u32 S   sums
+//!   8   u32 B   bytes of the texts
+//!   12  T × u32 where each text ends
+//!       B       texts, UTF-8, one behind the other
+//!       S × { N × u32 place, i32 bucket, figures as `Group::write` }
+//! u64 sums that are not packed
 //! ```
 //!
-//! With [`crate::metrics::Metrics`] and four dimensions a sum is 60 bytes.
+//! With [`crate::metrics::Metrics`] and four dimensions a sum is 56 bytes.
 //! `cargo run --release -p trueup-operators --example chunk_rate` says what that costs.
 //!
 //! # Promises
@@ -40,18 +44,36 @@
 
 use super::{Chunk, Exchanged, Sum};
 use crate::{
+    change::Key,
+    metrics::Group,
     symbols::{Symbol, Symbols},
-    time::Granularity,
+    time::{Bucket, Granularity},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::sync::Arc;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, Visitor},
+    ser::Error,
+};
+use std::{fmt, marker::PhantomData, sync::Arc};
+
+/// Which of its forms a chunk has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Form {
+    /// Keys are symbols of this process.
+    #[default]
+    Here,
+    /// On its way to another process: all of it is in these bytes, and `sums` is empty.
+    Leaving(Vec<u8>),
+    /// Come from another process: keys are places among these texts.
+    Arrived(Texts),
+}
 
 /// The texts that the keys of a chunk name, each once: place 0 is the first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Texts {
     /// One behind the other.
     joined: String,
-    /// Where each ends in `joined`, ascending.
+    /// Where each ends in `joined`, ascending, at the ends of characters.
     ends: Vec<u32>,
 }
 
@@ -61,66 +83,167 @@ impl Texts {
         self.ends.push(self.joined.len() as u32);
     }
 
-    /// How many there are.
-    fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// The texts in order; of what was read from a peer, only after [`Texts::check`].
     fn iter(&self) -> impl Iterator<Item = &str> {
         let mut start = 0;
         self.ends.iter().map(move |&end| {
-            let text = self.joined.get(start..end as usize).unwrap_or_default();
+            let text = &self.joined[start..end as usize];
             start = end as usize;
             text
         })
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn checked(joined: &[u8], ends: Vec<u32>) -> Result<Texts, String> {
+        let joined = std::str::from_utf8(joined).map_err(|e| format!("its texts: {e}"))?;
         let mut start = 0;
-        for (place, &end) in self.ends.iter().enumerate() {
-            if self.joined.get(start..end as usize).is_none() {
-                let bytes = self.joined.len();
-                return Err(format!(
-                    "text {place} of a chunk would be bytes {start}..{end} of {bytes}"
-                ));
+        for (place, &end) in ends.iter().enumerate() {
+            if joined.get(start..end as usize).is_none() {
+                let bytes = joined.len();
+                return Err(format!("text {place} would be bytes {start}..{end} of {bytes}"));
             }
             start = end as usize;
         }
-        if start != self.joined.len() {
-            let bytes = self.joined.len();
-            return Err(format!("the texts of a chunk end at byte {start} of {bytes}"));
+        if start != joined.len() {
+            return Err(format!("its texts end at byte {start} of {}", joined.len()));
         }
-        Ok(())
+        Ok(Texts { joined: joined.to_owned(), ends })
     }
 }
 
-/// A [`Chunk`] as it was read, before anyone believes it.
-#[derive(Deserialize)]
-#[serde(bound = "M: DeserializeOwned + Serialize")]
-pub(super) struct Wire<const N: usize, M> {
+/// Bytes before the ends of the texts.
+const HEAD_BYTES: usize = 12;
+
+const fn sum_bytes<const N: usize, M: Group>() -> usize {
+    (N + 1) * 4 + M::BYTES
+}
+
+fn pack<const N: usize, M: Group>(texts: &Texts, sums: &[Sum<N, M>]) -> Vec<u8> {
+    let (count, joined) = (texts.ends.len(), texts.joined.len());
+    let len = HEAD_BYTES + count * 4 + joined + sums.len() * sum_bytes::<N, M>();
+    let mut bytes = Vec::with_capacity(len);
+    for number in [count, sums.len(), joined] {
+        bytes.extend((number as u32).to_le_bytes());
+    }
+    texts.ends.iter().for_each(|end| bytes.extend(end.to_le_bytes()));
+    bytes.extend(texts.joined.as_bytes());
+    for sum in sums {
+        sum.key.iter().for_each(|place| bytes.extend(place.to_le_bytes()));
+        bytes.extend(sum.bucket.0.to_le_bytes());
+        sum.metrics.write(&mut bytes);
+    }
+    debug_assert_eq!(bytes.len(), len);
+    bytes
+}
+
+/// What a peer has packed, if that is what it should be.
+fn unpack<const N: usize, M: Group>(bytes: &[u8]) -> Result<Unpacked<N, M>, String> {
+    let cut = || format!("it ends at byte {}", bytes.len());
+    let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>().ok_or_else(cut)?;
+    let [count, sums, joined] = [0, 4, 8].map(|at| word(&head[at..]) as usize);
+    let (ends, rest) = rest.split_at_checked(count.saturating_mul(4)).ok_or_else(cut)?;
+    let (joined, rest) = rest.split_at_checked(joined).ok_or_else(cut)?;
+    let each = sum_bytes::<N, M>();
+    if Some(rest.len()) != sums.checked_mul(each) {
+        return Err(format!("{sums} sums of {each} bytes are not {} bytes", rest.len()));
+    }
+    let texts = Texts::checked(joined, ends.chunks_exact(4).map(word).collect())?;
+    let sums = rest.chunks_exact(each).map(|bytes| sum(bytes, count)).collect::<Result<_, _>>()?;
+    Ok(Unpacked { texts, sums })
+}
+
+fn sum<const N: usize, M: Group>(bytes: &[u8], texts: usize) -> Result<Sum<N, M>, String> {
+    let key: Key<N> = std::array::from_fn(|i| word(&bytes[i * 4..]));
+    if let Some(beyond) = key.iter().find(|&&place| place as usize >= texts) {
+        return Err(format!("a key names text {beyond} of {texts}"));
+    }
+    let bucket = Bucket(word(&bytes[N * 4..]) as i32);
+    let metrics = M::read(&bytes[N * 4 + 4..]).ok_or("figures are none")?;
+    Ok(Sum { key, bucket, metrics })
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|i| bytes[i]))
+}
+
+/// A [`Chunk`] as it is written.
+#[derive(Serialize)]
+#[serde(bound = "M: Exchanged")]
+struct Written<'c, const N: usize, M> {
     target: u32,
     rollup: u16,
     granularity: Option<Granularity>,
     overflows: u64,
-    texts: Option<Texts>,
+    packed: Option<Packed<'c>>,
+    sums: &'c [Sum<N, M>],
+}
+
+struct Packed<'c>(&'c [u8]);
+
+impl Serialize for Packed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
+impl<const N: usize, M: Exchanged> Serialize for Chunk<N, M> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let packed = match &self.form {
+            Form::Here => None,
+            Form::Leaving(bytes) => Some(Packed(bytes)),
+            Form::Arrived(_) => return Err(S::Error::custom("a chunk goes on before it arrived")),
+        };
+        let &Chunk { target, rollup, granularity, overflows, .. } = self;
+        let sums = &self.sums;
+        Written { target, rollup, granularity, overflows, packed, sums }.serialize(serializer)
+    }
+}
+
+/// A [`Chunk`] as it is read.
+#[derive(Deserialize)]
+#[serde(bound = "M: Exchanged")]
+struct Read<const N: usize, M> {
+    target: u32,
+    rollup: u16,
+    granularity: Option<Granularity>,
+    overflows: u64,
+    packed: Option<Unpacked<N, M>>,
     sums: Vec<Sum<N, M>>,
 }
 
-impl<const N: usize, M> TryFrom<Wire<N, M>> for Chunk<N, M> {
-    type Error = String;
+#[derive(Debug)]
+struct Unpacked<const N: usize, M> {
+    texts: Texts,
+    sums: Vec<Sum<N, M>>,
+}
 
-    fn try_from(wire: Wire<N, M>) -> Result<Self, String> {
-        let Wire { target, rollup, granularity, overflows, texts, sums } = wire;
-        if let Some(texts) = &texts {
-            texts.check()?;
-            let highest = sums.iter().flat_map(|sum| sum.key).max().unwrap_or(0);
-            if !sums.is_empty() && highest as usize >= texts.len() {
-                let count = texts.len();
-                return Err(format!("a chunk with {count} texts has a key that names {highest}"));
-            }
-        }
-        Ok(Chunk { target, rollup, granularity, overflows, texts, sums })
+impl<'de, const N: usize, M: Group> Deserialize<'de> for Unpacked<N, M> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(OfBytes(PhantomData))
+    }
+}
+
+struct OfBytes<const N: usize, M>(PhantomData<M>);
+
+impl<const N: usize, M: Group> Visitor<'_> for OfBytes<N, M> {
+    type Value = Unpacked<N, M>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("packed sums")
+    }
+
+    fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        unpack(bytes).map_err(|reason| E::custom(format!("a peer's sums: {reason}")))
+    }
+}
+
+impl<'de, const N: usize, M: Exchanged> Deserialize<'de> for Chunk<N, M> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Read { target, rollup, granularity, overflows, packed, sums } =
+            Read::deserialize(deserializer)?;
+        let (form, sums) = match packed {
+            Some(Unpacked { texts, sums }) => (Form::Arrived(texts), sums),
+            None => (Form::Here, sums),
+        };
+        Ok(Chunk { target, rollup, granularity, overflows, form, sums })
     }
 }
 
@@ -152,11 +275,11 @@ impl Crossing {
 
     /// The chunk as it must be sent: itself if its target is in this process, else with texts.
     pub fn depart<const N: usize, M: Exchanged>(&mut self, chunk: Chunk<N, M>) -> Chunk<N, M> {
-        if chunk.target / self.threads == self.process { chunk } else { self.translate(chunk) }
+        if chunk.target / self.threads == self.process { chunk } else { self.pack(chunk) }
     }
 
     /// Puts texts in the place of symbols.
-    fn translate<const N: usize, M: Exchanged>(&mut self, mut chunk: Chunk<N, M>) -> Chunk<N, M> {
+    fn pack<const N: usize, M: Exchanged>(&mut self, mut chunk: Chunk<N, M>) -> Chunk<N, M> {
         self.places.resize(self.symbols.len(), 0);
         for sum in &mut chunk.sums {
             for symbol in &mut sum.key {
@@ -175,15 +298,14 @@ impl Crossing {
         for symbol in self.named.drain(..) {
             self.places[symbol as usize] = 0;
         }
-        chunk.texts = Some(texts);
+        chunk.form = Form::Leaving(pack(&texts, &std::mem::take(&mut chunk.sums)));
         chunk
     }
 
     /// The chunk as this process understands it: itself if it comes from this process, else with
     /// symbols of this process, new ones for texts that were not known here.
     pub fn arrive<const N: usize, M: Exchanged>(&mut self, mut chunk: Chunk<N, M>) -> Chunk<N, M> {
-        let Some(texts) = chunk.texts.take() else { return chunk };
-        self.named.clear();
+        let Form::Arrived(texts) = std::mem::take(&mut chunk.form) else { return chunk };
         self.symbols.intern_all(texts.iter(), &mut self.named);
         for sum in &mut chunk.sums {
             sum.key = sum.key.map(|place| self.named[place as usize]);

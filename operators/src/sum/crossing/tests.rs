@@ -27,7 +27,7 @@ fn chunk(target: u32, keys: &[[Symbol; 2]]) -> Chunk<2, Metrics> {
         metrics: Metrics { impressions: i as i64 + 1, ..Metrics::default() },
     };
     let sums = keys.iter().enumerate().map(sum).collect();
-    Chunk { target, rollup: 3, granularity: None, overflows: 5, texts: None, sums }
+    Chunk { target, rollup: 3, granularity: None, overflows: 5, form: Form::Here, sums }
 }
 
 fn texts_of(chunk: &Chunk<2, Metrics>, symbols: &Symbols) -> Vec<[String; 2]> {
@@ -65,11 +65,13 @@ fn a_chunk_that_crosses_means_the_same_texts() {
         let before = chunk(1, keys);
         let crossing = departing.depart(before.clone());
         let named: std::collections::BTreeSet<Symbol> = keys.iter().flatten().copied().collect();
-        assert_eq!(crossing.texts.as_ref().map(Texts::len), Some(named.len()), "each once");
+        assert!(crossing.sums.is_empty(), "all of it is packed");
         let after = sent(&vec![crossing]).remove(0);
+        let Form::Arrived(texts) = &after.form else { panic!("{after:?}") };
+        assert_eq!(texts.ends.len(), named.len(), "each once");
         let after = arriving.arrive(after);
         assert_eq!(texts_of(&after, &there), texts_of(&before, &here));
-        assert_eq!(after.texts, None);
+        assert_eq!(after.form, Form::Here);
         let figures = |c: &Chunk<2, Metrics>| -> Vec<_> {
             c.sums.iter().map(|s| (s.bucket, s.metrics)).collect()
         };
@@ -77,7 +79,7 @@ fn a_chunk_that_crosses_means_the_same_texts() {
         assert_eq!((after.target, after.rollup, after.overflows), (1, 3, 5));
     }
     assert_eq!(there.find("Überlingen").map(|s| there.text(s).to_string()).unwrap(), "Überlingen");
-    assert_eq!(there.find("cmp_2").is_some(), true);
+    assert!(there.find("cmp_2").is_some());
 }
 
 #[test]
@@ -88,7 +90,8 @@ fn a_symbol_that_came_after_the_last_chunk_is_known() {
     let mut arriving = Crossing::new(Arc::clone(&there), 1, 1);
     for text in ["b", "c"] {
         let new = here.intern(text);
-        let after = arriving.arrive(departing.depart(chunk(1, &[[new, ABSENT]])));
+        let departed = departing.depart(chunk(1, &[[new, ABSENT]]));
+        let after = arriving.arrive(sent(&vec![departed]).remove(0));
         assert_eq!(texts_of(&after, &there), [[text.to_owned(), String::new()]]);
     }
 }
@@ -105,16 +108,15 @@ fn what_is_on_the_wire_is_what_the_drawing_says() {
     expected.extend(3_u16.to_le_bytes()); // rollup
     expected.push(0); // by minute
     expected.extend(5_u64.to_le_bytes()); // overflows
-    expected.push(1); // texts
-    expected.extend(5_u64.to_le_bytes());
+    expected.push(1); // packed
+    expected.extend((12 + 8 + 5 + 48_u64).to_le_bytes());
+    expected.extend([2_u32, 1, 5, 5, 5].iter().flat_map(|number| number.to_le_bytes()));
     expected.extend(b"cmp_1");
-    expected.extend(2_u64.to_le_bytes());
-    expected.extend([5_u32, 5].iter().flat_map(|end| end.to_le_bytes()));
-    expected.extend(1_u64.to_le_bytes()); // sums
     expected.extend([0_u32, 1].iter().flat_map(|place| place.to_le_bytes()));
     expected.extend(0_i32.to_le_bytes());
     expected.extend(1_i64.to_le_bytes()); // impressions
-    expected.extend([0; 32]);
+    expected.extend([0; 28]);
+    expected.extend(0_u64.to_le_bytes()); // sums that are not packed
     expected.resize(expected.len().next_multiple_of(8), 0);
     assert_eq!(bytes, expected);
 }
@@ -122,20 +124,38 @@ fn what_is_on_the_wire_is_what_the_drawing_says() {
 #[test]
 fn what_no_honest_peer_sends_is_refused() {
     let read = |joined: &str, ends: &[u32], keys: &[[Symbol; 2]]| {
-        let Chunk { target, rollup, granularity, overflows, sums, .. } = chunk(1, keys);
-        let texts = Some(Texts { joined: joined.to_owned(), ends: ends.to_vec() });
-        Chunk::try_from(Wire { target, rollup, granularity, overflows, texts, sums })
+        let texts = Texts { joined: joined.to_owned(), ends: ends.to_vec() };
+        unpack::<2, Metrics>(&pack(&texts, &chunk(1, keys).sums)).map(|read| read.sums.len())
     };
-    assert!(read("ab", &[1, 2], &[[0, 1]]).is_ok());
-    assert!(read("", &[], &[]).is_ok());
+    assert_eq!(read("ab", &[1, 2], &[[0, 1]]), Ok(1));
+    assert_eq!(read("", &[], &[]), Ok(0));
     for (joined, ends, keys, said) in [
-        ("ab", &[1, 2][..], &[[0, 2]][..], "a chunk with 2 texts has a key that names 2"),
-        ("", &[], &[[0, 0]], "a chunk with 0 texts has a key that names 0"),
-        ("ab", &[2, 1], &[], "text 1 of a chunk would be bytes 2..1 of 2"),
-        ("ab", &[3], &[], "text 0 of a chunk would be bytes 0..3 of 2"),
-        ("Ü", &[1, 2], &[], "text 0 of a chunk would be bytes 0..1 of 2"),
-        ("ab", &[1], &[], "the texts of a chunk end at byte 1 of 2"),
+        ("ab", &[1, 2][..], &[[0, 2]][..], "a key names text 2 of 2"),
+        ("", &[], &[[0, 0]], "a key names text 0 of 0"),
+        ("ab", &[2, 1], &[], "text 1 would be bytes 2..1 of 2"),
+        ("ab", &[3], &[], "text 0 would be bytes 0..3 of 2"),
+        ("Ü", &[1, 2], &[], "text 0 would be bytes 0..1 of 2"),
+        ("ab", &[1], &[], "its texts end at byte 1 of 2"),
     ] {
         assert_eq!(read(joined, ends, keys).unwrap_err(), said);
     }
+}
+
+#[test]
+fn packed_bytes_that_were_cut_or_changed_are_refused_or_read_and_never_panic() {
+    let texts = Texts { joined: "cmp_1Ü".into(), ends: vec![5, 7] };
+    let whole = pack(&texts, &chunk(1, &[[0, 1], [1, 0]]).sums);
+    assert!(unpack::<2, Metrics>(&whole).is_ok());
+    for len in 0..whole.len() {
+        assert!(unpack::<2, Metrics>(&whole[..len]).is_err(), "{len} bytes");
+    }
+    let mut refused = 0;
+    for bit in 0..whole.len() * 8 {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        refused += usize::from(unpack::<2, Metrics>(&bytes).is_err());
+    }
+    // Numbers of texts and sums, ends, and places beyond the second text.
+    assert!(refused > 12 * 8 + 7 * 8, "{refused} of {} bits", whole.len() * 8);
+    assert!(unpack::<2, Metrics>(&[0xFF; 400]).is_err());
 }
