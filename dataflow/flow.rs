@@ -27,7 +27,7 @@ use trueup_operators::{
     ledger::{self, Ledger, LedgerSettings, Ledgered},
     rollup::RollupSpec,
     section::ShardId,
-    sum::{self, Chunk, Contribution, Exchanged},
+    sum::{self, Chunk, Contribution, Exchanged, crossing::Crossing},
     symbols::Symbols,
     time::{Epoch, Lateness},
 };
@@ -91,6 +91,8 @@ pub trait Job<const N: usize>: Send + Sync + 'static {
 /// What every step of a worker's dataflow shares.
 pub(crate) struct Context<B> {
     pub(crate) symbols: Arc<Symbols>,
+    /// Workers of each process.
+    pub(crate) threads: usize,
     pub(crate) lateness: Lateness,
     /// Whether batches come with ids of other workers too.
     pub(crate) shuffled: bool,
@@ -216,7 +218,8 @@ impl<'s, B: EventBatch> Deduped<'s, B> {
         C: Contribution<B, N>,
     {
         let symbols = Arc::clone(&self.context.symbols);
-        let chunks = sum::sum(self.stream.clone(), contribution, symbols);
+        let threads = self.context.threads;
+        let chunks = sum::sum(self.stream.clone(), contribution, symbols, threads);
         Sums { chunks, deduped: self }
     }
 }
@@ -252,17 +255,18 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Sums<'s, B, N, M> {
     pub fn accumulate(self) -> Rollups<'s, B, N, M> {
         let Sums { chunks, deduped } = self;
         let context = &deduped.context;
-        let worker = chunks.scope().index() as u16;
+        let worker = chunks.scope().index();
+        let threads = context.threads;
         let stage = |stage, chunks, rollups, loaded| {
             let (symbols, times) = (Arc::clone(&context.symbols), Rc::clone(&context.times));
             let (hand_over, of) = (Rc::clone(&context.hand_over), Arc::clone(&context.symbols));
-            let shard = ShardId { worker, stage };
+            let shard = ShardId { worker: worker as u16, stage };
             let on_image = Rc::new(move |image| {
                 let symbols = Arc::clone(&of);
                 hand_over(Box::new(AccumulatorPiece { image, shard, symbols }));
             });
-            let lateness = context.lateness;
-            accumulate::accumulate(chunks, rollups, lateness, symbols, times, loaded, on_image)
+            let (lateness, crossing) = (context.lateness, Crossing::new(symbols, worker, threads));
+            accumulate::accumulate(chunks, rollups, lateness, crossing, times, loaded, on_image)
         };
         let [rows, others] = context.loaded_rows();
         let Accumulated { said, folded, held } = stage(0, chunks, context.rollups.clone(), rows);

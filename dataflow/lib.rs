@@ -15,6 +15,7 @@ pub mod batches;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod cluster;
 pub mod commands;
 pub mod config;
 mod connections;

@@ -205,6 +205,7 @@ fn build<J: Job<N>, const N: usize>(
         rows: RefCell::new(rows.map(|rows| Box::new(rows) as Box<dyn Any>)),
         hand_over,
         symbols: Arc::clone(&shared.symbols),
+        threads: workers,
         lateness,
         shuffled: !partitioned_by_id,
         rollups: job.rollups(),

@@ -38,7 +38,11 @@ use crate::{
     feed::{EpochTimes, ImageKind},
     metrics::Group,
     rollup::{ROWS_MAX_MAX, RollupSpec},
-    sum::{Chunk, Exchanged, Stables, Sum, hash_key},
+    sum::{
+        Chunk, Exchanged, Stables, Sum,
+        crossing::{Crossing, Form},
+        hash_key,
+    },
     symbols::{ABSENT, OTHER, Symbols},
     time::{Bucket, Epoch, Granularity, Lateness},
 };
@@ -120,7 +124,7 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
     chunks: StreamVec<'scope, Epoch, Chunk<N, M>>,
     specs: Vec<RollupSpec>,
     lateness: Lateness,
-    symbols: Arc<Symbols>,
+    mut crossing: Crossing,
     times: Times,
     loaded: Option<Loaded<N, M>>,
     on_image: Rc<dyn Fn(AccumulatorImage)>,
@@ -135,6 +139,7 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
         OutputBuilder::<_, CapacityContainerBuilder<Vec<Said<N, M>>>>::from(said_output);
     let mut fold_output =
         OutputBuilder::<_, CapacityContainerBuilder<Vec<Chunk<N, M>>>>::from(fold_output);
+    let symbols = Arc::clone(crossing.symbols());
     let mut state = Accumulators::new(specs, lateness, symbols, scope.peers() as u32);
     if let Some(loaded) = loaded {
         state.load(loaded);
@@ -157,7 +162,7 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
                     fold,
                     chunks: Vec::new(),
                 });
-                stash.chunks.append(chunks);
+                stash.chunks.extend(chunks.drain(..).map(|chunk| crossing.arrive(chunk)));
             });
             loop {
                 // Of an epoch that brings this worker nothing, an image is taken as well.
@@ -171,7 +176,8 @@ pub fn accumulate<'scope, const N: usize, M: Exchanged>(
                     let under_way = times.borrow().get(&epoch).copied().unwrap_or_default();
                     state.epoch(epoch, under_way.times, chunks);
                     said_output.session(&say).give_iterator(state.said.drain(..));
-                    fold_output.session(&fold).give_iterator(state.folds.drain(..));
+                    let folds = state.folds.drain(..).map(|chunk| crossing.depart(chunk));
+                    fold_output.session(&fold).give_iterator(folds);
                 }
                 if marked == Some(epoch) {
                     on_image(state.image(epoch));
@@ -438,6 +444,7 @@ fn fold<const N: usize, M: Group>(
             rollup: table.id.rollup,
             granularity: Some(table.id.granularity),
             overflows,
+            form: Form::Here,
             sums: vec![Sum { key, bucket: table.bucket, metrics }],
         });
     }

@@ -17,6 +17,7 @@
 //!   [`SUMS_MAX`] rows; the second stage adds parts up.
 //! * Which worker owns a key follows from the texts of its dimensions ([`Stables`]), never from
 //!   symbols, so that processes with other symbols agree.
+//! * Symbols never leave their process: what does, carries texts ([`crossing`]).
 
 use crate::{
     change::{Key, same_key},
@@ -28,6 +29,7 @@ use crate::{
     symbols::{Symbol, Symbols},
     time::{Bucket, Epoch, Granularity, MINUTE_US},
 };
+use crossing::{Crossing, Form};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{collections::BTreeMap, sync::Arc};
 use timely::{
@@ -38,6 +40,8 @@ use timely::{
         operators::{Capability, Operator},
     },
 };
+
+pub mod crossing;
 
 /// A group element that can cross to another worker.
 pub trait Exchanged: Group + Serialize + DeserializeOwned {}
@@ -76,8 +80,7 @@ pub struct Sum<const N: usize, M> {
 }
 
 /// Sums on their way to the worker that owns their keys.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(bound = "M: Serialize + DeserializeOwned")]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Chunk<const N: usize, M> {
     /// The worker.
     pub target: u32,
@@ -88,6 +91,8 @@ pub struct Chunk<const N: usize, M> {
     pub granularity: Option<Granularity>,
     /// How many additions left the range of a figure, which now stands at its limit.
     pub overflows: u64,
+    /// Whether it is on its way between two processes, and where ([`Crossing`]).
+    pub form: Form,
     /// Its sums; a key and bucket may come in several chunks of an epoch.
     pub sums: Vec<Sum<N, M>>,
 }
@@ -99,21 +104,24 @@ pub const SUMS_MAX: usize = 1 << 20;
 /// Events are worked on in blocks of this many: their columns stay in the first-level cache.
 const BLOCK: usize = 512;
 
-/// Sums the events of each epoch by rollup, key and minute.
+/// Sums the events of each epoch by rollup, key and minute. `threads` is the number of workers of
+/// each process; if there is one process, of all.
 pub fn sum<'scope, B, C, const N: usize>(
     events: StreamVec<'scope, Epoch, Arc<Ledgered<B>>>,
     contribution: C,
     symbols: Arc<Symbols>,
+    threads: usize,
 ) -> StreamVec<'scope, Epoch, Chunk<N, C::Metrics>>
 where
     B: EventBatch,
     C: Contribution<B, N>,
 {
-    let peers = events.scope().peers() as u32;
+    let (worker, peers) = (events.scope().index(), events.scope().peers() as u32);
     events.unary_frontier::<CapacityContainerBuilder<Vec<_>>, _, _, _>(
         Pipeline,
         "Sum",
         move |_capability, _info| {
+            let mut crossing = Crossing::new(Arc::clone(&symbols), worker, threads);
             let mut stage = Stage::new(contribution, symbols, peers);
             let mut open: BTreeMap<Epoch, Open<N, C::Metrics>> = BTreeMap::new();
             move |(input, frontier), output| {
@@ -126,7 +134,7 @@ where
                         let Some(located) = &ledgered.batch else { continue };
                         let mut session = output.session(&epoch.capability);
                         stage.add(&located.batch, &ledgered.rows, &mut epoch.tables, |chunk| {
-                            session.give(chunk);
+                            session.give(crossing.depart(chunk));
                         });
                     }
                 });
@@ -137,7 +145,7 @@ where
                     let mut epoch = entry.remove();
                     let mut session = output.session(&epoch.capability);
                     for (rollup, table) in epoch.tables.iter_mut().enumerate() {
-                        stage.drain(rollup, table, |chunk| session.give(chunk));
+                        stage.drain(rollup, table, |chunk| session.give(crossing.depart(chunk)));
                     }
                     stage.give_back(epoch.tables);
                 }
@@ -257,6 +265,7 @@ impl<C, const N: usize, M: Exchanged> Stage<C, N, M> {
             rollup: rollup as u16,
             granularity: None,
             overflows: std::mem::take(&mut overflows),
+            form: Form::Here,
             sums,
         };
         if self.peers == 1 {
@@ -428,22 +437,48 @@ pub fn stable_key(texts: impl IntoIterator<Item = u64>) -> u64 {
     texts.into_iter().fold(0, hash::mix)
 }
 
-/// `[Symbol; N]` as a sequence: serde knows arrays only of fixed lengths.
+/// `[Symbol; N]` as a tuple of `N`, which has no length before it: serde knows arrays only of fixed
+/// lengths.
 mod key_on_the_wire {
     use super::Key;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use serde::{
+        Deserializer, Serializer,
+        de::{Error, SeqAccess, Visitor},
+        ser::SerializeTuple,
+    };
+    use std::fmt;
 
     pub(super) fn serialize<const N: usize, S: Serializer>(
         key: &Key<N>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        key.as_slice().serialize(serializer)
+        let mut tuple = serializer.serialize_tuple(N)?;
+        key.iter().try_for_each(|symbol| tuple.serialize_element(symbol))?;
+        tuple.end()
     }
 
     pub(super) fn deserialize<'de, const N: usize, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Key<N>, D::Error> {
-        let symbols = Vec::deserialize(deserializer)?;
-        symbols.try_into().map_err(|s: Vec<_>| D::Error::invalid_length(s.len(), &"a key"))
+        deserializer.deserialize_tuple(N, OfKey)
+    }
+
+    struct OfKey<const N: usize>;
+
+    impl<'de, const N: usize> Visitor<'de> for OfKey<N> {
+        type Value = Key<N>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a key of {N} symbols")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut symbols: A) -> Result<Key<N>, A::Error> {
+            let mut key = [0; N];
+            for (i, symbol) in key.iter_mut().enumerate() {
+                *symbol =
+                    symbols.next_element()?.ok_or_else(|| A::Error::invalid_length(i, &self))?;
+            }
+            Ok(key)
+        }
     }
 }

@@ -29,7 +29,11 @@ use trueup_operators::{
     money::Nanos,
     rollup::RollupSpec,
     section::{SectionKey, ShardId},
-    sum::{Chunk, Sum, share_of, stable_key},
+    sum::{
+        Chunk, Sum,
+        crossing::{Crossing, Form},
+        share_of, stable_key,
+    },
     symbols::Symbols,
     time::{Bucket, Epoch, Granularity, Lateness, LogTime, MINUTE_US, SECOND_US},
 };
@@ -176,8 +180,9 @@ fn run(
                     let (key, section) = image.section(shard, &of);
                     out.lock().unwrap().accumulators.insert(key, section);
                 });
-                let (symbols, times) = (Arc::clone(&symbols), Rc::clone(&times));
-                accumulate::accumulate(chunks, rollups, LATENESS, symbols, times, loaded, on_image)
+                let crossing = Crossing::new(Arc::clone(&symbols), me, scope.peers());
+                let times = Rc::clone(&times);
+                accumulate::accumulate(chunks, rollups, LATENESS, crossing, times, loaded, on_image)
             };
             let specs = rollups(rows_max);
             let rows = stage(0, scope.input_from(&mut chunks), specs.clone(), mine);
@@ -229,6 +234,7 @@ fn chunk(given: &Given, peers: usize, symbols: &Symbols) -> Chunk<2, Metrics> {
         rollup: given.rollup,
         granularity: None,
         overflows: 0,
+        form: Form::Here,
         sums: vec![Sum { key, bucket: given.minute, metrics: given.metrics }],
     }
 }

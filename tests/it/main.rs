@@ -17,6 +17,7 @@
 //! | [`command_line`] | exit codes, messages, configuration, generated traffic |
 //! | [`orders`] | another job, killed with -9 again and again, is right in the end |
 //! | [`fuzzed`] | the fuzz targets' entry points over a corpus and random changes to it |
+//! | [`mesh`] | processes of a cluster: killed, stopped, cut off, strangers; they meet again |
 //! | [`tidy`] | the style of the sources, as a test |
 //!
 //! Randomised tests print their seed; `TRUEUP_SEED` repeats a run. `TRUEUP_IT_EVENTS`,
@@ -38,6 +39,7 @@ mod finality;
 mod first_curl;
 mod fuzzed;
 mod halt;
+mod mesh;
 mod mutate;
 mod orders;
 mod replay;

@@ -196,7 +196,8 @@ fn run_from(
                 };
                 let of = (Arc::clone(&symbols), Rc::clone(&times));
                 let specs = specs(rows_max);
-                let to = accumulate(chunks, specs, LATENESS, of.0, of.1, loaded, on_image);
+                let crossing = Crossing::new(of.0, me.into(), scope.peers());
+                let to = accumulate(chunks, specs, LATENESS, crossing, of.1, loaded, on_image);
                 to.said.sink(Pipeline, "Note", move |(input, _)| {
                     input.for_each(|capability, said| {
                         let epoch = *capability.least().unwrap();
@@ -227,6 +228,7 @@ fn run_from(
                     rollup: *rollup,
                     granularity: None,
                     overflows: 0,
+                    form: Form::Here,
                     sums: vec![Sum { key, bucket: *bucket, metrics: *metrics }],
                 });
             }
