@@ -48,7 +48,7 @@ pub use failure::{Failure, What};
 pub use generation::{Alive, Generation, Rpc, Workers};
 pub use identity::{NAME_BYTES_MAX, Refusal, Refused};
 pub use link::QUEUE_BYTES_MAX;
-pub use rpc::{CallError, Handler, RpcLimits};
+pub use rpc::{CallError, Handler, RpcLimits, WORDS_MAX, Word};
 pub use secret::{SECRET_BYTES_MIN, Secret, binary_version};
 
 use door::Door;
@@ -245,6 +245,16 @@ impl Cluster {
         let (door, accepting) = opened.map_err(|error| ClusterError::Listen { address, error })?;
         let (accepting, last) = (Some(accepting), Mutex::new(None));
         Ok(Cluster { settings, mine, door, number, accepting, last })
+    }
+
+    /// This process.
+    pub fn process(&self) -> usize {
+        self.settings.process
+    }
+
+    /// How many processes it has.
+    pub fn processes(&self) -> usize {
+        self.settings.hosts.len()
     }
 
     /// Where it listens.

@@ -11,8 +11,10 @@
 
 use crate::{
     checkpoint::{CheckpointSettings, Checkpoints, start::Begin},
-    epochs::{Cut, EpochSettings, Epochs, Feeder, Lag},
+    epochs::{Cut, EpochSettings, Epochs, Feeder, Lag, Led},
     flow::Job,
+    neighbour,
+    seat::Seat,
     shuffle::{self, Shuffle},
     worker::{self, WorkerMemory},
 };
@@ -25,13 +27,14 @@ use std::{
     thread::{JoinHandle, Thread},
     time::{Duration, Instant},
 };
-use timely::{CommunicationConfig, WorkerConfig, execute::execute};
+use timely::{CommunicationConfig, WorkerConfig, execute::execute, worker::Worker};
 use trueup_operators::{
     change::Sink,
     feed::EpochTimes,
     hash::{self, IdHash, VNODES},
     ledger::Entry,
     log::{Log, LogError, Topic},
+    sum::Exchanged,
     symbols::Symbols,
     time::{DAY_US, Epoch, Lateness, MINUTE_US},
 };
@@ -46,7 +49,7 @@ use trueup_operators::{
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
-    /// Worker threads; at most one per partition of the events topic does anything.
+    /// Worker threads of each process; at most one per partition of the events topic does anything.
     pub workers: usize,
     /// When a bucket settles and is final.
     pub lateness: Lateness,
@@ -110,6 +113,7 @@ pub(crate) struct Shared {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) symbols: Arc<Symbols>,
     pub(crate) settings: EngineSettings,
+    pub(crate) seat: Seat,
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) checkpoints: Option<Arc<Checkpoints>>,
     pub(crate) memory: Mutex<Vec<WorkerMemory>>,
@@ -122,12 +126,12 @@ impl Shared {
     }
 }
 
-/// A running job.
+/// A running job, or this process's part of it.
 pub struct Engine {
     shared: Arc<Shared>,
-    asks: Vec<(Sender<Ask>, Thread)>,
-    closing: Option<JoinHandle<()>>,
-    workers: Option<JoinHandle<()>>,
+    asks: Vec<(Mutex<Sender<Ask>>, Thread)>,
+    closing: Mutex<Option<JoinHandle<()>>>,
+    workers: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Why a job cannot start.
@@ -154,9 +158,86 @@ pub enum StartError {
 struct Part<const N: usize, M, B> {
     plans: Receiver<crate::epochs::Plan>,
     asks: Receiver<Ask>,
-    sinks: Sinks<N, M>,
+    sinks: worker::SinksByProcess<N, M>,
     begin: worker::Begin<N, M>,
     shuffle: Option<Shuffle<B>>,
+}
+
+/// What an engine begins with, and where.
+pub(crate) struct Beginning<const N: usize, M> {
+    pub(crate) begin: Begin<N, M>,
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) symbols: Arc<Symbols>,
+    pub(crate) seat: Seat,
+    /// What the process that leads feeds this one; `None` where this one leads.
+    pub(crate) led: Option<Led>,
+}
+
+impl<const N: usize, M: Exchanged> Beginning<N, M> {
+    /// Starts the job's part that runs here. `sinks` is asked for those of each worker of the
+    /// cluster: every process is told everything.
+    pub(crate) fn start<J: Job<N, Metrics = M>>(
+        self,
+        job: Arc<J>,
+        settings: EngineSettings,
+        mut sinks: impl FnMut(usize) -> Sinks<N, M>,
+        announce: impl Fn(EpochTimes) + Send + 'static,
+    ) -> Result<Engine, StartError> {
+        let Beginning { begin, log, symbols, seat, led } = self;
+        let workers = settings.workers;
+        if workers == 0 || workers > 64 {
+            return Err(StartError::Settings(format!(
+                "{workers} worker threads are configured; give 1 to 64"
+            )));
+        }
+        let Begin { from, workers: begin, checkpoints, .. } = begin;
+        let marks = checkpoints.clone();
+        let epochs = Epochs::open(Arc::clone(&log), settings.epochs, seat.clone(), &from, marks)?;
+        let memory = Mutex::new(vec![WorkerMemory::default(); workers]);
+        // By process, then by thread.
+        let mut sinks: Vec<Vec<Option<Sinks<N, M>>>> = (0..seat.processes())
+            .map(|process| (0..workers).map(|t| Some(sinks(process * workers + t))).collect())
+            .collect();
+        let shared = Arc::new(Shared { log, symbols, settings, seat, epochs, checkpoints, memory });
+
+        let (mut plans, mut asks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut places = match settings.partitioned_by_id {
+            true => Vec::new(),
+            false => shuffle::places(workers),
+        }
+        .into_iter();
+        for (own, state) in begin.into_iter().enumerate() {
+            let (plan_sender, plan_receiver) = channel();
+            let (ask_sender, ask_receiver) = channel();
+            plans.push(plan_sender);
+            asks.push(Mutex::new(ask_sender));
+            let sinks = sinks.iter_mut().filter_map(|of_process| of_process[own].take());
+            let (rows, others) = sinks.map(|[rows, others]| (rows, others)).unzip();
+            let sinks = [rows, others];
+            let begin = worker::Begin { after: from.row.epoch, state };
+            let (plans, asks) = (plan_receiver, ask_receiver);
+            parts.push(Some(Part { plans, asks, sinks, begin, shuffle: places.next() }));
+        }
+        let (threads, workers) = spawn(job, &shared, parts)?;
+        let feeders: Vec<Feeder> = plans
+            .into_iter()
+            .zip(&threads)
+            .map(|(plans, thread)| Feeder { plans, thread: thread.clone() })
+            .collect();
+        let closing = {
+            let epochs = Arc::clone(&shared.epochs);
+            std::thread::Builder::new()
+                .name("epochs".into())
+                .spawn(move || match led {
+                    None => epochs.run(from, &feeders, announce),
+                    Some(led) => epochs.follow(&led, from, &feeders, announce),
+                })
+                .map_err(|e| StartError::Thread(e.to_string()))?
+        };
+        let asks = asks.into_iter().zip(threads).collect();
+        let (closing, workers) = (Mutex::new(Some(closing)), Mutex::new(Some(workers)));
+        Ok(Engine { shared, asks, closing, workers })
+    }
 }
 
 impl Engine {
@@ -174,64 +255,27 @@ impl Engine {
         announce: impl Fn(EpochTimes) + Send + 'static,
     ) -> Result<Engine, StartError> {
         let begin = Begin::origin(&*log, settings.workers);
-        Engine::start_from(begin, job, log, symbols, settings, sinks, announce)
+        let begin = Beginning { begin, log, symbols, seat: Seat::alone(settings.workers), led: None };
+        begin.start(Arc::new(job), settings, sinks, announce)
     }
 
-    /// Starts a job from what it begins with.
-    pub(crate) fn start_from<J: Job<N>, const N: usize>(
-        begin: Begin<N, J::Metrics>,
-        job: J,
+    /// An engine that runs nothing: what a process has until it is one of a cluster.
+    pub(crate) fn at_rest(
         log: Arc<dyn Log>,
         symbols: Arc<Symbols>,
         settings: EngineSettings,
-        mut sinks: impl FnMut(usize) -> Sinks<N, J::Metrics>,
-        announce: impl Fn(EpochTimes) + Send + 'static,
     ) -> Result<Engine, StartError> {
-        let workers = settings.workers;
-        if workers == 0 || workers > 64 {
-            return Err(StartError::Settings(format!(
-                "{workers} worker threads are configured; give 1 to 64"
-            )));
-        }
-        let Begin { from, workers: begin, checkpoints, .. } = begin;
-        let marks = checkpoints.clone();
-        let epochs = Epochs::open(Arc::clone(&log), settings.epochs, workers, &from, marks)?;
-        let memory = Mutex::new(vec![WorkerMemory::default(); workers]);
-        let shared = Arc::new(Shared { log, symbols, settings, epochs, checkpoints, memory });
-
-        let (mut plans, mut asks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        let mut places = match settings.partitioned_by_id {
-            true => Vec::new(),
-            false => shuffle::places(workers),
-        }
-        .into_iter();
-        for (index, state) in begin.into_iter().enumerate() {
-            let (plan_sender, plan_receiver) = channel();
-            let (ask_sender, ask_receiver) = channel();
-            plans.push(plan_sender);
-            asks.push(ask_sender);
-            let sinks = sinks(index);
-            let begin = worker::Begin { after: from.row.epoch, state };
-            let (plans, asks) = (plan_receiver, ask_receiver);
-            parts.push(Some(Part { plans, asks, sinks, begin, shuffle: places.next() }));
-        }
-        let (threads, workers) = spawn(job, Arc::clone(&shared), parts)?;
-        let feeders: Vec<Feeder> = plans
-            .into_iter()
-            .zip(&threads)
-            .map(|(plans, thread)| Feeder { plans, thread: thread.clone() })
-            .collect();
-        let closing = {
-            let epochs = Arc::clone(&shared.epochs);
-            std::thread::Builder::new()
-                .name("epochs".into())
-                .spawn(move || epochs.run(from, &feeders, announce))
-                .map_err(|e| StartError::Thread(e.to_string()))?
-        };
-        let asks = asks.into_iter().zip(threads).collect();
-        Ok(Engine { shared, asks, closing: Some(closing), workers: Some(workers) })
+        let from = crate::remap::Cursor::origin(&*log);
+        let seat = Seat::alone(settings.workers);
+        let epochs =
+            Epochs::open(Arc::clone(&log), settings.epochs, seat.clone(), &from, None)?;
+        epochs.rest();
+        let memory = Mutex::default();
+        let (checkpoints, asks) = (None, Vec::new());
+        let shared = Shared { log, symbols, settings, seat, epochs, checkpoints, memory };
+        let (closing, workers) = (Mutex::default(), Mutex::default());
+        Ok(Engine { shared: Arc::new(shared), asks, closing, workers })
     }
-
     /// How far the views are behind the log.
     pub fn lag(&self) -> Lag {
         self.shared.epochs.lag()
@@ -240,6 +284,11 @@ impl Engine {
     /// The epochs of this run.
     pub fn epochs(&self) -> &Arc<Epochs> {
         &self.shared.epochs
+    }
+
+    /// Lets go of what is under way: the run is over, by no fault of this process.
+    pub(crate) fn abandon(&self, reason: String) {
+        self.shared.epochs.abandon(reason);
     }
 
     /// Why the run cannot go on, if it cannot.
@@ -286,6 +335,11 @@ impl Engine {
         checkpoints.wait(number, patience, || self.fault()).map(Some)
     }
 
+    /// The generation in which another process leads, if one does.
+    pub(crate) fn led_by(&self) -> Option<&Arc<crate::cluster::Generation>> {
+        self.shared.seat.generation().filter(|_| !self.shared.seat.leads())
+    }
+
     /// Who takes the checkpoints of this run, if anyone does.
     pub fn checkpoints(&self) -> Option<&Arc<Checkpoints>> {
         self.shared.checkpoints.as_ref()
@@ -301,28 +355,46 @@ impl Engine {
     /// # Errors
     /// When the worker that would know has ended or does not answer in time.
     pub fn lookup(&self, id: IdHash) -> Result<Option<Entry>, String> {
-        let owner =
-            usize::from(hash::partition(&id, self.shared.id_partitions())) % self.asks.len();
-        let (ask, thread) = &self.asks[owner];
+        let seat = &self.shared.seat;
+        let owner = usize::from(hash::partition(&id, self.shared.id_partitions())) % seat.peers();
+        let (process, generation) = (seat.process_of(owner), seat.generation());
+        match generation.filter(|generation| generation.process() != process) {
+            None => self.lookup_here(owner, id),
+            Some(generation) => neighbour::lookup(generation, process, owner, id),
+        }
+    }
+
+    /// What the ledger of a worker of this process knows of an event.
+    ///
+    /// # Errors
+    /// When the worker has ended, does not answer in time, or is none of this process.
+    pub(crate) fn lookup_here(&self, owner: usize, id: IdHash) -> Result<Option<Entry>, String> {
+        let own = self.shared.seat.own().position(|worker| worker == owner);
+        let Some((ask, thread)) = own.and_then(|own| self.asks.get(own)) else {
+            return Err(format!("worker {owner} does not run here"));
+        };
         let (answer, entry) = channel();
-        ask.send(Ask { id, answer }).map_err(|_| format!("worker {owner} has ended"))?;
+        let asked = ask.lock().send(Ask { id, answer });
+        asked.map_err(|_| format!("worker {owner} has ended"))?;
         thread.unpark();
         entry
             .recv_timeout(Duration::from_secs(5))
             .map_err(|_| format!("worker {owner} does not answer"))
     }
 
-    /// Ends the feed, lets the workers finish what they were fed, and joins them.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
+    /// Ends the feed, lets the workers finish what they were fed, and joins them. In a cluster that
+    /// would be an epoch that lacks the part of this process: there it leaves first, and what is
+    /// under way is let go.
+    pub fn stop(&self) {
+        if let Some(generation) = self.shared.seat.generation() {
+            generation.leave();
+            self.abandon("it was stopped".to_owned());
+        }
         self.shared.epochs.stop();
-        if let Some(closing) = self.closing.take() {
+        if let Some(closing) = self.closing.lock().take() {
             join("epochs", closing);
         }
-        if let Some(workers) = self.workers.take() {
+        if let Some(workers) = self.workers.lock().take() {
             join("workers", workers);
         }
         if let Some(checkpoints) = &self.shared.checkpoints {
@@ -333,7 +405,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.end();
+        self.stop();
     }
 }
 
@@ -343,44 +415,52 @@ fn join(name: &str, thread: JoinHandle<()>) {
     }
 }
 
-/// Starts the worker threads; their handles, and a thread that joins them.
+/// Starts the worker threads of this process; their handles, and a thread that joins them.
 fn spawn<J: Job<N>, const N: usize>(
-    job: J,
-    shared: Arc<Shared>,
+    job: Arc<J>,
+    shared: &Arc<Shared>,
     parts: Vec<Option<Part<N, J::Metrics, J::Batch>>>,
 ) -> Result<(Vec<Thread>, JoinHandle<()>), StartError> {
-    let peers = parts.len();
-    let parts = Mutex::new(parts);
+    let (own, parts) = (shared.seat.own(), Mutex::new(parts));
     let (started, threads) = channel();
     let started = Mutex::new(started);
-    let config = timely::Config {
-        communication: CommunicationConfig::Process(peers),
-        worker: WorkerConfig::default(),
+    let run = {
+        let (shared, first) = (Arc::clone(shared), own.start);
+        move |worker: &mut Worker| {
+            let index = worker.index() - first;
+            let Some(part) = parts.lock()[index].take() else { return };
+            // The engine waits for this; it is there.
+            drop(started.lock().send((index, std::thread::current())));
+            let ends = worker::Ends { plans: part.plans, asks: part.asks, shuffle: part.shuffle };
+            worker::run(worker, &*job, &shared, ends, part.sinks, part.begin);
+        }
     };
-    let guards = execute(config, move |worker| {
-        let index = worker.index();
-        let Some(part) = parts.lock()[index].take() else { return };
-        // The engine waits for this; it is there.
-        drop(started.lock().send((index, std::thread::current())));
-        let [rows, others] = part.sinks;
-        let sinks: [Box<dyn Sink<N, J::Metrics>>; 2] = [rows, others];
-        let ends = worker::Ends { plans: part.plans, asks: part.asks, shuffle: part.shuffle };
-        worker::run(worker, &job, &shared, ends, sinks, part.begin);
-    })
-    .map_err(|e| StartError::Thread(e.to_string()))?;
-    let mut handles: Vec<(usize, Thread)> = (0..peers)
-        .map(|_| threads.recv().map_err(|e| StartError::Thread(e.to_string())))
+    let not_started = |error: &dyn std::fmt::Display| StartError::Thread(error.to_string());
+    let config = WorkerConfig::default();
+    let join: Box<dyn FnOnce() -> Result<(), String> + Send> = match shared.seat.generation() {
+        Some(generation) => {
+            let run = move |worker: &mut Worker, _: &_| run(worker);
+            let workers = generation.execute(config, run).map_err(|e| not_started(&e))?;
+            Box::new(move || workers.join().map(drop))
+        }
+        None => {
+            let communication = CommunicationConfig::Process(own.len());
+            let config = timely::Config { communication, worker: config };
+            let guards = execute(config, run).map_err(|e| not_started(&e))?;
+            Box::new(move || guards.join().into_iter().collect())
+        }
+    };
+    let mut handles: Vec<(usize, Thread)> = own
+        .map(|_| threads.recv().map_err(|e| not_started(&e)))
         .collect::<Result<_, _>>()?;
     handles.sort_by_key(|(index, _)| *index);
     let joining = std::thread::Builder::new()
         .name("workers".into())
         .spawn(move || {
-            for result in guards.join() {
-                if let Err(error) = result {
-                    tracing::error!(error, "a worker ended by a panic");
-                }
+            if let Err(error) = join() {
+                tracing::error!(error, "a worker ended by a panic");
             }
         })
-        .map_err(|e| StartError::Thread(e.to_string()))?;
+        .map_err(|e| not_started(&e))?;
     Ok((handles.into_iter().map(|(_, thread)| thread).collect(), joining))
 }

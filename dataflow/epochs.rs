@@ -16,13 +16,21 @@
 //!
 //! # Feeding
 //!
+//! Of the processes of a cluster one closes epochs and tells the others which to feed
+//! ([`Epochs::follow`]): so all are fed the same rows, and take images of the same epochs.
+//!
 //! At most [`EpochSettings::epochs_in_flight_max`] epochs are under way; the rest wait in the log,
 //! where they cost no memory. How far the workers are behind, in bytes and epochs, is what the
 //! collector's answer 429 goes by ([`Epochs::lag`]).
 
+mod led;
+
+pub(crate) use led::{Fed, Led};
+
 use crate::{
     checkpoint::Checkpoints,
     remap::{self, Cursor},
+    seat::Seat,
 };
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -107,11 +115,13 @@ pub struct Lag {
 pub struct Epochs {
     log: Arc<dyn Log>,
     settings: EpochSettings,
+    /// Which of all workers these epochs are for.
+    seat: Seat,
     /// In whose name epochs are closed.
     writer: Writer,
     /// Who says of which epochs images are taken.
     checkpoints: Option<Arc<Checkpoints>>,
-    /// By worker: the last epoch that its sinks have.
+    /// By worker of this process: the last epoch that its sinks have.
     committed: Vec<AtomicU64>,
     /// Bytes in a log that others share, as last asked for: asking may have to wait for a broker,
     /// and requests must not.
@@ -160,7 +170,7 @@ impl Epochs {
     pub(crate) fn open(
         log: Arc<dyn Log>,
         settings: EpochSettings,
-        workers: usize,
+        seat: Seat,
         from: &Cursor,
         checkpoints: Option<Arc<Checkpoints>>,
     ) -> Result<Arc<Epochs>, LogError> {
@@ -168,8 +178,9 @@ impl Epochs {
             Cut::Replay { upto: Some(upto) } => last_before(&*log, from, upto)?,
             Cut::Live | Cut::Replay { upto: None } => from.tip(&*log)?,
         };
+        let met = seat.generation().map_or(0, |generation| generation.number());
         let writer = Writer {
-            generation: closed.row.writer.generation + 1,
+            generation: met.max(closed.row.writer.generation + 1),
             nonce: RandomState::new().build_hasher().finish(),
         };
         let bytes_at_start = bytes_held(&*log);
@@ -188,12 +199,13 @@ impl Epochs {
             stopping: false,
             fault: None,
         };
-        let committed = (0..workers).map(|_| AtomicU64::new(from.row.epoch)).collect();
+        let committed = seat.own().map(|_| AtomicU64::new(from.row.epoch)).collect();
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let (failed, shared_bytes) = (AtomicBool::new(false), AtomicU64::new(bytes_at_start));
         Ok(Arc::new(Epochs {
             log,
             settings,
+            seat,
             writer,
             checkpoints,
             committed,
@@ -204,15 +216,30 @@ impl Epochs {
         }))
     }
 
-    /// A worker's sinks have everything up to `epoch`.
-    pub(crate) fn commit(&self, worker: usize, epoch: Epoch) {
-        self.committed[worker].store(epoch, Ordering::Release);
+    /// These are not run: nothing is ever caught up with.
+    pub(crate) fn rest(&self) {
+        self.state.lock().recovered_to = Epoch::MAX;
+    }
+
+    /// The sinks of a worker of this process, by its number among those, have everything up to
+    /// `epoch`.
+    pub(crate) fn commit(&self, own: usize, epoch: Epoch) {
+        self.committed[own].store(epoch, Ordering::SeqCst);
+        self.seat.commit(self.visible());
         self.changed.notify_all();
     }
 
     /// The run cannot go on: nothing more is fed or closed.
     pub(crate) fn fail(&self, reason: String) {
         tracing::error!(reason, "the run cannot go on");
+        self.state.lock().fault.get_or_insert(reason);
+        self.failed.store(true, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// The run ends for a reason that is no fault of this process: nothing more is fed or closed,
+    /// and what is under way is let go.
+    pub(crate) fn abandon(&self, reason: String) {
         self.state.lock().fault.get_or_insert(reason);
         self.failed.store(true, Ordering::Release);
         self.changed.notify_all();
@@ -228,9 +255,10 @@ impl Epochs {
         self.state.lock().fault.clone()
     }
 
-    /// The last epoch that every worker's sinks have.
+    /// The last epoch that the sinks of every worker of this process have. They are told what all
+    /// workers say, so it is complete on all.
     pub fn visible(&self) -> Epoch {
-        self.committed.iter().map(|c| c.load(Ordering::Acquire)).min().unwrap_or(0)
+        self.committed.iter().map(|c| c.load(Ordering::SeqCst)).min().unwrap_or(0)
     }
 
     /// The row of the epoch that every view shows: which offsets they stand for.
@@ -306,6 +334,7 @@ impl Epochs {
         feeders: &[Feeder],
         announce: impl Fn(EpochTimes),
     ) {
+        self.seat.commit(read.row.epoch);
         let mut next_tick = Instant::now();
         let mut last_close = Instant::now();
         // What was read of the remap topic and not fed yet.
@@ -455,23 +484,30 @@ impl Epochs {
             let row = Arc::clone(&next.row);
             announce(row.times(&before));
             let image = self.checkpoints.as_ref().and_then(|c| c.mark(next, &before));
-            for feeder in feeders {
-                let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row), image };
-                if feeder.plans.send(plan).is_err() {
-                    // It has said why, if it could; the first reason stays.
-                    self.fail("a worker has ended".into());
-                    return Ok(());
-                }
-                feeder.thread.unpark();
+            let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row), image };
+            if !self.lead(&plan, next.next) || !self.give(feeders, &plan) {
+                return Ok(());
             }
-            let mut state = self.state.lock();
-            state.fed = Arc::clone(&row);
-            state.under_way.push_back(Arc::clone(&row));
-            drop(state);
             unfed.pop_front();
             before = row;
         }
         Ok(())
+    }
+
+    /// Gives an epoch to the workers of this process. `false`: the run is over.
+    fn give(&self, feeders: &[Feeder], plan: &Plan) -> bool {
+        for feeder in feeders {
+            if feeder.plans.send(plan.clone()).is_err() {
+                // It has said why, if it could; the first reason stays.
+                self.fail("a worker has ended".into());
+                return false;
+            }
+            feeder.thread.unpark();
+        }
+        let mut state = self.state.lock();
+        state.fed = Arc::clone(&plan.row);
+        state.under_way.push_back(Arc::clone(&plan.row));
+        true
     }
 
     /// Waits until one more epoch may be under way, at most until it is time to look at the ticks.
@@ -482,7 +518,8 @@ impl Epochs {
             if state.stopping || state.fault.is_some() {
                 return false;
             }
-            if fed.epoch - self.visible().min(fed.epoch) < self.settings.epochs_in_flight_max {
+            let delivered = self.visible().min(self.seat.delivered_everywhere());
+            if fed.epoch - delivered.min(fed.epoch) < self.settings.epochs_in_flight_max {
                 return true;
             }
             if self.changed.wait_until(&mut state, until).timed_out() {

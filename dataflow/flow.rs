@@ -353,17 +353,24 @@ pub struct Output<'s, const N: usize, M> {
 }
 
 impl<const N: usize, M: Exchanged> Output<'_, N, M> {
-    /// Connects the two sinks of a worker, one for rows and fates, one for `(other)` rows: each
-    /// numbers its rows from 0. Epochs are handed over from the one after `from` on.
-    pub(crate) fn connect(
+    /// Connects the sinks of a worker, for rows and fates, and for `(other)` rows: each numbers its
+    /// rows from 0. There is one for what the worker with its thread number in each process says.
+    /// Epochs are handed over from the one after `from` on.
+    pub(crate) fn connect<B>(
         self,
-        rows: impl Sink<N, M>,
-        others: impl Sink<N, M>,
+        [rows, others]: [Vec<impl Sink<N, M>>; 2],
+        context: &Context<B>,
         from: Epoch,
     ) -> [Committed; 2] {
+        let Output { said, others: said_of_others, times } = self;
+        let crossing = || {
+            let worker = said.scope().index();
+            Crossing::new(Arc::clone(&context.symbols), worker, context.threads)
+        };
         let committed = [Rc::new(Cell::new(from)), Rc::new(Cell::new(from))];
-        commit::commit(self.said, rows, Rc::clone(&self.times), Rc::clone(&committed[0]));
-        commit::commit(self.others, others, self.times, Rc::clone(&committed[1]));
+        let [of_rows, of_others] = [crossing(), crossing()];
+        commit::commit(said, rows, of_rows, Rc::clone(&times), Rc::clone(&committed[0]));
+        commit::commit(said_of_others, others, of_others, times, Rc::clone(&committed[1]));
         committed
     }
 }

@@ -4,16 +4,18 @@
 use crate::{
     checkpoint::{
         LoadedFrom,
-        manifest::Of,
-        start,
         store::{Objects, StoreError},
     },
+    cluster::{Cluster, ClusterError, ClusterSettings},
     decided::{Decided, DecidedError},
     engine::{Engine, EngineSettings, StartError},
     epochs::Cut,
     flow::Job,
+    member::{Member, Membership},
+    neighbour,
     open_log::OpenLog,
     rows::{Event, Rows},
+    run::{Current, Home},
 };
 use std::{path::Path, sync::Arc, time::Duration};
 use trueup_log::system_clock;
@@ -24,12 +26,12 @@ use trueup_operators::{
     symbols::Symbols,
     time::{BucketState, Epoch, EventTime, SECOND_US, format_rfc3339},
 };
-use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings, Views};
+use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings};
 
 /// How long [`Host::settle`] waits. A restart on a large log takes as long as the log is large.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the last checkpoint may take.
-const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
 /// Where checkpoints are, in the directory of the job.
 pub const CHECKPOINTS: &str = "checkpoints";
 /// Rows copied out of a view at a time.
@@ -78,9 +80,9 @@ pub struct Host {
     log: OpenLog,
     symbols: Arc<Symbols>,
     tables: Arc<dyn Tables>,
-    engine: Engine,
-    /// The checkpoint that it began with.
-    loaded: Option<LoadedFrom>,
+    current: Arc<Current>,
+    /// What it is of a cluster, if it is of one.
+    member: Option<Member>,
     /// How far ahead an event may claim to be; see [`Lateness`].
     ///
     /// [`Lateness`]: trueup_operators::time::Lateness
@@ -155,6 +157,15 @@ pub enum HostError {
     /// The place of the checkpoints cannot be opened.
     #[error("the place of the checkpoints cannot be opened: {0}")]
     Store(#[from] StoreError),
+    /// What all processes of a cluster must share is one process's own.
+    #[error(
+        "{0}, and the processes of a cluster share one: set `log.kind = \"kafka\"`, and \
+         `checkpoint.store` to a place that all of them reach"
+    )]
+    Own(&'static str),
+    /// This process cannot be one of the cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The run cannot go on.
     #[error("{0}")]
     Fault(String),
@@ -215,6 +226,40 @@ impl Host {
         Host::on(log, job, engine, views, store)
     }
 
+    /// The same, as one process of a cluster: the job's workers run in all of them. It returns at
+    /// once; until the cluster is together, and whenever it comes together again, events are taken
+    /// and what was shown last is shown.
+    ///
+    /// # Errors
+    /// As [`Host::open`], and when the cluster's settings cannot be, or the log or the place of the
+    /// checkpoints is this process's own.
+    pub fn join<J: Job<N>, const N: usize>(
+        dir: &Path,
+        store: &str,
+        log: OpenLog,
+        job: J,
+        engine: EngineSettings,
+        views: ViewSettings,
+        cluster: ClusterSettings,
+    ) -> Result<Host, HostError> {
+        check(&job.rollups(), N)?;
+        if !log.log().is_shared() {
+            return Err(HostError::Own("the log is embedded in this process's directory"));
+        }
+        let decided = Decided::new(&engine.lateness, &job.rollups());
+        decided.clone().hold(dir)?;
+        let store = match engine.checkpoint.is_on() {
+            true => Some((Objects::open(dir, store)?, decided)),
+            false => None,
+        };
+        let home = home(&log, job, engine, views, store);
+        let symbols = Arc::clone(&home.symbols);
+        let member = Member::start(home, Cluster::open(cluster)?)?;
+        let (tables, current) = (member.tables(), member.current());
+        let (member, future_skew_us_max) = (Some(member), engine.lateness.future_skew_us_max);
+        Ok(Host { log, symbols, tables, current, member, future_skew_us_max })
+    }
+
     /// Goes through the epochs that a log holds from the first one on, up to one of them or all,
     /// next to a running server or without one: changes nothing, closes no epoch.
     ///
@@ -237,48 +282,16 @@ impl Host {
     fn on<J: Job<N>, const N: usize>(
         log: OpenLog,
         job: J,
-        mut engine: EngineSettings,
-        mut views: ViewSettings,
+        engine: EngineSettings,
+        views: ViewSettings,
         store: Option<(Objects, Decided)>,
     ) -> Result<Host, HostError> {
-        // A topic with more partitions than it had holds ids of one partition in two.
-        engine.partitioned_by_id &=
-            log.identity().partitions == log.log().partitions(Topic::Events);
-        let symbols = Arc::new(Symbols::default());
+        let home = home(&log, job, engine, views, store);
+        let symbols = Arc::clone(&home.symbols);
+        let run = home.alone()?;
+        let (tables, current) = (Arc::clone(&run.tables), Current::new(run));
         let future_skew_us_max = engine.lateness.future_skew_us_max;
-        // Each worker has two sinks: its rows, and its `(other)` rows.
-        views.workers = engine.workers * 2;
-        let views: Arc<Views<N, J::Metrics>> = Views::new(views, Arc::clone(&symbols));
-        let announced = Arc::clone(&views);
-        let begin = match store {
-            None => start::origin(&**log.log(), engine.workers).map_err(StartError::from)?,
-            Some((store, decided)) => {
-                let (installation, rollups) = (log.identity().installation_hex(), job.rollups());
-                let of = Of { installation, decided, rollups, engine };
-                start::open(store, &**log.log(), of, &views)?
-            }
-        };
-        let (loaded, checkpoints) = (begin.loaded.clone(), begin.checkpoints.clone());
-        let sink = |place: usize| {
-            let checkpoints = checkpoints.clone();
-            let sink = views.shard(place).on_image(move |image| {
-                // Only who takes checkpoints marks epochs.
-                if let Some(checkpoints) = &checkpoints {
-                    checkpoints.hand_over(Box::new(image));
-                }
-            });
-            Box::new(sink) as Box<_>
-        };
-        let engine = Engine::start_from(
-            begin,
-            job,
-            Arc::clone(log.log()),
-            Arc::clone(&symbols),
-            engine,
-            |worker| [0, 1].map(|stage| sink(worker * 2 + stage)),
-            move |times| announced.announce(times),
-        )?;
-        Ok(Host { log, symbols, tables: views, engine, loaded, future_skew_us_max })
+        Ok(Host { log, symbols, tables, current, member: None, future_skew_us_max })
     }
 
     /// Appends events and waits until they are durable. An event that was sent before is a
@@ -333,7 +346,7 @@ impl Host {
     /// # Errors
     /// Why the run cannot go on.
     pub fn settle(&self) -> Result<Epoch, HostError> {
-        self.engine.settle(PATIENCE).map_err(HostError::Fault)
+        self.engine().settle(PATIENCE).map_err(HostError::Fault)
     }
 
     /// All rows of a view, of one epoch, sorted by bucket and dimensions.
@@ -386,14 +399,27 @@ impl Host {
         &self.tables
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    /// The engine: in a cluster, that of the generation that runs or ran last.
+    pub fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.current.get().engine)
     }
 
     /// The checkpoint that the run began with; `None`: with the beginning of the log.
-    pub fn loaded(&self) -> Option<&LoadedFrom> {
-        self.loaded.as_ref()
+    pub fn loaded(&self) -> Option<LoadedFrom> {
+        self.current.get().loaded.clone()
+    }
+
+    /// Why this process cannot go on, if it cannot. The end of a generation is no such reason.
+    pub fn fault(&self) -> Option<String> {
+        match &self.member {
+            Some(member) => member.fault(),
+            None => self.engine().fault(),
+        }
+    }
+
+    /// What is known of the cluster, if there is one.
+    pub fn membership(&self) -> Option<Membership> {
+        self.member.as_ref().map(Member::membership)
     }
 
     /// Takes a checkpoint of everything that the views show, so that the next start has little to
@@ -402,19 +428,46 @@ impl Host {
     /// # Errors
     /// Why it was not published. The log has everything nevertheless.
     pub fn checkpoint(&self) -> Result<Option<Epoch>, HostError> {
-        self.engine.checkpoint(CHECKPOINT_PATIENCE).map_err(HostError::Fault)
+        let engine = self.engine();
+        match engine.led_by() {
+            None => engine.checkpoint(CHECKPOINT_PATIENCE),
+            Some(generation) => neighbour::checkpoint(generation, CHECKPOINT_PATIENCE),
+        }
+        .map_err(HostError::Fault)
     }
 
     /// Ends the run, with a checkpoint if it takes any; the log has everything.
     pub fn close(self) {
         // A run that is still behind would first have to catch up.
-        if self.engine.fault().is_none()
-            && self.engine.lag().caught_up
+        let engine = self.engine();
+        if engine.fault().is_none()
+            && engine.lag().caught_up
             && let Err(error) = self.checkpoint()
         {
             tracing::warn!(%error, "no last checkpoint: the next start has more to read");
         }
-        self.engine.stop();
+        drop(self.member);
+        engine.stop();
+    }
+}
+
+fn home<J: Job<N>, const N: usize>(
+    log: &OpenLog,
+    job: J,
+    mut engine: EngineSettings,
+    views: ViewSettings,
+    store: Option<(Objects, Decided)>,
+) -> Home<J, N> {
+    // A topic with more partitions than it had holds ids of one partition in two.
+    engine.partitioned_by_id &= log.identity().partitions == log.log().partitions(Topic::Events);
+    Home {
+        installation: log.identity().installation_hex(),
+        log: Arc::clone(log.log()),
+        symbols: Arc::new(Symbols::default()),
+        job: Arc::new(job),
+        engine,
+        views,
+        store: store.map(|(store, decided)| (Arc::new(store), decided)),
     }
 }
 

@@ -28,15 +28,21 @@ pub mod ipc;
 #[cfg(feature = "kafka")]
 mod json_events;
 pub mod life;
+pub mod member;
+mod neighbour;
 pub mod node;
 pub mod open_log;
 pub mod remap;
 mod retention;
 pub mod rows;
+mod run;
+mod seat;
+mod served;
 pub mod server;
 mod shuffle;
 pub mod topology;
 pub mod verify;
+mod words;
 mod worker;
 
 pub use checkpoint::CheckpointSettings;

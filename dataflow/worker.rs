@@ -13,6 +13,7 @@ use crate::{
     flow::{Context, Job, Source},
     shuffle::Shuffle,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     any::Any,
     cell::{Cell, RefCell},
@@ -76,8 +77,9 @@ struct Running<B: 'static> {
     shuffle: Option<Shuffle<B>>,
 }
 
-/// The sinks of a worker, at home in its thread.
-type Sinks<const N: usize, M> = [Box<dyn Sink<N, M>>; 2];
+/// The sinks of a worker, one for what the worker with its thread number in each process says: of
+/// rows and fates, and of `(other)` rows.
+pub(crate) type SinksByProcess<const N: usize, M> = [Vec<Box<dyn Sink<N, M> + Send>>; 2];
 
 /// What a worker begins with.
 pub(crate) struct Begin<const N: usize, M> {
@@ -93,22 +95,24 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
     job: &J,
     shared: &Arc<Shared>,
     ends: Ends<J::Batch>,
-    sinks: Sinks<N, J::Metrics>,
+    sinks: SinksByProcess<N, J::Metrics>,
     begin: Begin<N, J::Metrics>,
 ) {
     let Ends { plans, asks, shuffle } = ends;
+    // Among all, and among those of this process.
     let index = worker.index();
+    let own = index - shared.seat.own().start;
     let _last_words = LastWords { index, shared };
     let mut reported = begin.after;
     let mut running = build(worker, job, shared, sinks, begin);
     if let Some(shuffle) = &shuffle {
-        shuffle.enter(index);
+        shuffle.enter(own);
     }
     running.shuffle = shuffle;
     while !shared.epochs.has_failed() {
         match plans.try_recv() {
             Ok(plan) => {
-                if let Err(reason) = running.feed(index, worker.peers(), shared, &plan) {
+                if let Err(reason) = running.feed(index, shared, &plan) {
                     shared.epochs.fail(format!("worker {index}: {reason}"));
                     break;
                 }
@@ -118,7 +122,7 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
             }
             Err(TryRecvError::Disconnected) => break,
         }
-        if let Err(reason) = running.feed_what_is_whole(index, worker.peers(), shared) {
+        if let Err(reason) = running.feed_what_is_whole(index, shared) {
             shared.epochs.fail(format!("worker {index}: {reason}"));
             break;
         }
@@ -130,8 +134,8 @@ pub(crate) fn run<J: Job<N>, const N: usize>(
         if committed > reported {
             reported = committed;
             running.times.borrow_mut().retain(|&epoch, _| epoch > committed);
-            running.report(index, shared);
-            shared.epochs.commit(index, committed);
+            running.report(own, shared);
+            shared.epochs.commit(own, committed);
         }
     }
     // Inputs that end complete the epoch that is under way. After a fault it is not whole, so the
@@ -169,7 +173,7 @@ fn build<J: Job<N>, const N: usize>(
     worker: &mut Worker,
     job: &J,
     shared: &Arc<Shared>,
-    sinks: Sinks<N, J::Metrics>,
+    sinks: SinksByProcess<N, J::Metrics>,
     begin: Begin<N, J::Metrics>,
 ) -> Running<J::Batch> {
     let EngineSettings { lateness, read_back_bytes_max, workers, partitioned_by_id, .. } =
@@ -221,8 +225,8 @@ fn build<J: Job<N>, const N: usize>(
             verdicts: scope.input_from(&mut verdicts),
             context: Rc::clone(&context),
         };
-        let [rows, others] = sinks;
-        job.topology(source).connect(Boxed(rows), Boxed(others), after)
+        let boxed = |sinks: Vec<_>| sinks.into_iter().map(Boxed).collect();
+        job.topology(source).connect(sinks.map(boxed), &context, after)
     });
     let (ledgers, held) = (context.ledgers.take(), context.held.take());
     let (read, shuffle) = (VecDeque::new(), None);
@@ -241,7 +245,7 @@ fn build<J: Job<N>, const N: usize>(
 }
 
 /// A sink behind a pointer.
-struct Boxed<const N: usize, M>(Box<dyn Sink<N, M>>);
+struct Boxed<const N: usize, M>(Box<dyn Sink<N, M> + Send>);
 
 impl<const N: usize, M: trueup_operators::metrics::Group> Sink<N, M> for Boxed<N, M> {
     fn commit(&mut self, commit: trueup_operators::change::Commit<N, M>) {
@@ -254,7 +258,6 @@ impl<B: EventBatch> Running<B> {
     fn feed(
         &mut self,
         index: usize,
-        peers: usize,
         shared: &Shared,
         plan: &Plan,
     ) -> Result<(), String> {
@@ -269,14 +272,25 @@ impl<B: EventBatch> Running<B> {
             ));
         }
         let mut feeds = Vec::new();
-        for partition in (index..row.events.len()).step_by(peers) {
+        let seat = &shared.seat;
+        // Where ids are exchanged, each process reads all partitions: its own ledgers take what is
+        // theirs, and what has no id is told of by one.
+        let (first, every) = match &self.shuffle {
+            None => (index, seat.peers()),
+            Some(_) => (index - seat.own().start, seat.threads()),
+        };
+        for partition in (first..row.events.len()).step_by(every) {
+            let is_owned = partition % seat.peers() == index;
             read_each(&*shared.log, Topic::Events, partition as u16, plan, |frame| {
-                feeds.push(self.batches.borrow_mut().feed(&frame)?);
+                let feed = self.batches.borrow_mut().feed(&frame)?;
+                if is_owned || matches!(feed, Feed::Batch(_)) {
+                    feeds.push(feed);
+                }
                 Ok(())
             })?;
         }
         if self.shuffle.is_none() {
-            return self.enter(index, peers, shared, plan, feeds);
+            return self.enter(index, shared, plan, feeds);
         }
         let is_batch = |feed: &Feed<B>| matches!(feed, Feed::Batch(_));
         let (batches, told): (Vec<_>, Vec<_>) = feeds.into_iter().partition(is_batch);
@@ -296,7 +310,6 @@ impl<B: EventBatch> Running<B> {
     fn feed_what_is_whole(
         &mut self,
         index: usize,
-        peers: usize,
         shared: &Shared,
     ) -> Result<(), String> {
         while let (Some((plan, _)), Some(shuffle)) = (self.read.front(), &mut self.shuffle) {
@@ -306,7 +319,7 @@ impl<B: EventBatch> Running<B> {
                 self.batches.borrow_mut().remember(&located);
                 feeds.push(Feed::Batch(located));
             }
-            self.enter(index, peers, shared, &plan, feeds)?;
+            self.enter(index, shared, &plan, feeds)?;
         }
         Ok(())
     }
@@ -315,7 +328,6 @@ impl<B: EventBatch> Running<B> {
     fn enter(
         &mut self,
         index: usize,
-        peers: usize,
         shared: &Shared,
         plan: &Plan,
         feeds: Vec<Feed<B>>,
@@ -328,7 +340,7 @@ impl<B: EventBatch> Running<B> {
         self.events.send(Feed::Open(times));
         feeds.into_iter().for_each(|feed| self.events.send(feed));
         if index == 0 {
-            let partitions = shared.id_partitions();
+            let (partitions, peers) = (shared.id_partitions(), shared.seat.peers());
             read_each(&*shared.log, Topic::Verdicts, VERDICTS, plan, |frame| {
                 let said = judge(&frame, partitions, peers as u32, |j| self.verdicts.send(j));
                 foreign_or(&*shared.log, said)
@@ -355,9 +367,9 @@ impl<B: EventBatch> Running<B> {
         let _gone = ask.answer.send(entry);
     }
 
-    fn report(&self, index: usize, shared: &Shared) {
+    fn report(&self, own: usize, shared: &Shared) {
         let mut memory = shared.memory.lock();
-        let of = &mut memory[index];
+        let of = &mut memory[own];
         of.ledger_bytes = self.ledgers.iter().map(|l| l.borrow().bytes()).sum();
         of.ledger_events = self.ledgers.iter().map(|l| l.borrow().len()).sum();
         of.ledger_nearly_full = self.ledgers.iter().any(|l| l.borrow().is_nearly_full());
@@ -437,7 +449,7 @@ fn judge(
 }
 
 /// Memory of a worker, by part.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct WorkerMemory {
     /// The ledger's, with indexes and room to grow.
     pub ledger_bytes: usize,

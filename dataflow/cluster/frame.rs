@@ -48,12 +48,17 @@ pub(super) enum Kind {
     Over = 10,
     /// My workers have come to their end as they should. No body.
     Done = 11,
+    /// What the engine says to a peer, in order: [`super::Generation::say`].
+    Word = 12,
 }
 
 impl Kind {
     fn of(code: u8) -> Option<Kind> {
-        use Kind::{Done, Go, Hello, Over, Pulse, Ready, Request, Response, Start, Verdict, Wait};
-        let kinds = [Hello, Verdict, Wait, Go, Ready, Start, Pulse, Request, Response, Over, Done];
+        use Kind::{
+            Done, Go, Hello, Over, Pulse, Ready, Request, Response, Start, Verdict, Wait, Word,
+        };
+        let kinds =
+            [Hello, Verdict, Wait, Go, Ready, Start, Pulse, Request, Response, Over, Done, Word];
         kinds.into_iter().find(|kind| *kind as u8 == code)
     }
 }

@@ -23,7 +23,7 @@ use super::{
     failure::{Ending, Failure, What},
     link::{Link, Rhythm},
     meeting::Sockets,
-    rpc::{CallError, Calls, Handler},
+    rpc::{CallError, Calls, Handler, Word},
     upto::Upto,
     wire::{Lost, Wire},
 };
@@ -33,7 +33,7 @@ use std::{
     io,
     net::TcpStream,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, mpsc::Receiver},
     thread::JoinHandle,
     time::{Duration, SystemTime},
 };
@@ -194,6 +194,11 @@ impl Generation {
         self.ending.fail(self.own(What::Fault, text.into()));
     }
 
+    /// Ends it because of another process, which has said why; all others are told.
+    pub fn end(&self, process: usize, text: impl Into<String>) {
+        self.ending.fail(own(self.number, process, What::Fault, text.into()));
+    }
+
     /// Ends it because this process leaves; the others are told. Dropping it does so too.
     pub fn leave(&self) {
         let what = if self.upto.is_all_done() { What::Finished } else { What::Left };
@@ -234,6 +239,21 @@ impl Generation {
     /// To ask other processes.
     pub fn rpc(&self) -> Rpc {
         Rpc { calls: Arc::clone(&self.calls) }
+    }
+
+    /// Says something to another process: it comes there after what was said before.
+    ///
+    /// # Errors
+    /// When there is no such process, or its queue is full: it takes nothing.
+    pub fn say(&self, process: usize, word: &[u8]) -> Result<(), CallError> {
+        let link = self.links.get(process).and_then(Option::as_ref);
+        let link = link.ok_or(CallError::NoProcess(process))?;
+        link.send(super::frame::Kind::Word, word).map_err(|_| CallError::Busy(process))
+    }
+
+    /// What the others say; ends when the generation is over. `None` if it was taken before.
+    pub fn words(&self) -> Option<Receiver<Word>> {
+        self.calls.words()
     }
 
     /// Answers the questions of other processes with this. Until then they are refused. It is kept

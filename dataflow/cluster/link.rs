@@ -243,6 +243,7 @@ impl Link {
             Kind::Pulse => upto.heard(self.process, body).map_err(nonsense),
             Kind::Request => calls.asked(self, body).map_err(nonsense),
             Kind::Response => calls.answered(self.process, body).map_err(nonsense),
+            Kind::Word => calls.heard(self.process, body).map_err(nonsense),
             Kind::Done => {
                 upto.done(self.process);
                 Ok(())

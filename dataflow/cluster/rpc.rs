@@ -113,6 +113,19 @@ pub enum CallError {
 
 type Answer = Result<Vec<u8>, String>;
 
+/// The most words of others that wait to be taken. Who says words bounds how many are on their way
+/// by what it has heard back, so that more than these are none that a member says.
+pub const WORDS_MAX: usize = 4_096;
+
+/// What another process says, in the order in which it said it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Word {
+    /// Who.
+    pub from: usize,
+    /// What.
+    pub said: Vec<u8>,
+}
+
 /// A question that waits for a thread.
 struct Asked {
     from: usize,
@@ -133,6 +146,9 @@ pub(super) struct Calls {
     pending: Mutex<Pending>,
     /// `None` when the generation is over.
     queue: Mutex<Option<SyncSender<Asked>>>,
+    words: Mutex<Option<SyncSender<Word>>>,
+    /// Until someone takes it.
+    heard: Mutex<Option<Receiver<Word>>>,
     ending: Arc<Ending>,
 }
 
@@ -144,6 +160,7 @@ impl Calls {
         ending: Arc<Ending>,
     ) -> io::Result<(Arc<Calls>, Vec<JoinHandle<()>>)> {
         let (queue, asked) = sync_channel(limits.waiting_max);
+        let (words, heard) = sync_channel(WORDS_MAX);
         let calls = Arc::new(Calls {
             me,
             limits,
@@ -152,6 +169,8 @@ impl Calls {
             next: AtomicU64::new(1),
             pending: Mutex::default(),
             queue: Mutex::new(Some(queue)),
+            words: Mutex::new(Some(words)),
+            heard: Mutex::new(Some(heard)),
             ending,
         });
         let asked = Arc::new(Mutex::new(asked));
@@ -267,10 +286,29 @@ impl Calls {
         Ok(())
     }
 
+    /// A process says a word.
+    pub(super) fn heard(&self, process: usize, body: &[u8]) -> io::Result<()> {
+        let Some(words) = self.words.lock().clone() else { return Ok(()) };
+        let word = Word { from: process, said: body.to_vec() };
+        match words.try_send(word) {
+            // Nobody listens any more.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
+            Err(TrySendError::Full(_)) => {
+                Err(invalid(format!("more than {WORDS_MAX} words that nobody has taken yet")))
+            }
+        }
+    }
+
+    /// Where the words of the others come; once.
+    pub(super) fn words(&self) -> Option<Receiver<Word>> {
+        self.heard.lock().take()
+    }
+
     /// The generation is over: nobody waits any more, and the threads come to their end.
     pub(super) fn end(&self) {
         self.pending.lock().clear();
         self.queue.lock().take();
+        self.words.lock().take();
     }
 
     fn answer_all(&self, asked: &Mutex<Receiver<Asked>>) {

@@ -60,7 +60,7 @@ impl Server {
             cut: Cut::Live,
         };
         let from = Cursor::origin(&**log);
-        let epochs = Epochs::open(Arc::clone(log), settings, 1, &from, None).unwrap();
+        let epochs = Epochs::open(Arc::clone(log), settings, Seat::alone(1), &from, None).unwrap();
         let (sender, plans) = channel();
         let feeders = [Feeder { plans: sender, thread: std::thread::current() }];
         let running = Arc::clone(&epochs);

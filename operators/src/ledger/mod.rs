@@ -87,12 +87,13 @@ use crate::{
 use groups::{Groups, Restored};
 use ring::Pool;
 use row::Row;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use verdicts::{Filter, Memory};
 use vnode::Vnode;
 
 /// How an event stands in the views.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Standing {
     /// It is in no row.
@@ -235,7 +236,7 @@ pub enum LedgerFault {
 }
 
 /// What the ledger knows about one event id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Where the event is.
     pub position: Position,

@@ -1,0 +1,499 @@
+//! The life of a process in a cluster: it meets the others, runs its part of the job until one of
+//! them is lost, and meets them again, while collector and readers beside it go on.
+//!
+//! ```text
+//!         ┌──────────────────────────── generation over ────────────────────────────┐
+//!         ▼                                                                          │
+//!       meet ─▶ the leader says with which checkpoint all begin ─▶ all load it ─▶ feed, run
+//!         │                       │ one cannot load it: told to the leader, who passes it over
+//!         ▼                       ▼                                             next time
+//!      refused: fault        generation over
+//! ```
+//!
+//! # Why it is hard
+//!
+//! A generation ends in the middle of anything, and what it leaves must not mix with the next: its
+//! workers let go of their epochs without completing them, its views stay as they are until the
+//! next ones show as much ([`crate::served`]), its numbers are spent. And the process must tell
+//! what is its own fault from what befell it: a batch that it cannot decode ends the process, for
+//! the next generation would meet the same batch; a lost peer does not.
+//!
+//! # Promises
+//!
+//! * The feed begins when all processes have loaded: until then the leader has not heard that they
+//!   have committed what they began with.
+//! * A generation that is over feeds nothing, closes nothing and publishes nothing from the moment
+//!   that [`Engine::abandon`] returns. What it appended before counts or is void by the order of the
+//!   log ([`crate::epochs`]).
+//! * A fault of this process is told to the others before it ends.
+
+use crate::{
+    checkpoint::{
+        keeper::{CheckpointError, newest_generation},
+        manifest::ManifestName,
+        start::{self, Begin},
+        taking::Ended,
+    },
+    cluster::{Cluster, Generation, MeetError, Word},
+    engine::{Engine, StartError},
+    epochs::{Fed, Led},
+    flow::Job,
+    host::CHECKPOINT_PATIENCE,
+    neighbour,
+    remap::Cursor,
+    run::{Current, Home, Run},
+    seat::{LEADER, Seat},
+    served::Served,
+    words::{self, Said},
+};
+use parking_lot::Mutex;
+use serde::Serialize;
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use trueup_sinks::{Tables, Views};
+
+/// How long until a meeting is tried again that could not begin.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often who waits looks around.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// What is known of a cluster, as this process sees it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Membership {
+    /// This process.
+    pub process: usize,
+    /// How many there are.
+    pub processes: usize,
+    /// The generation that runs, or the last one; 0: none yet.
+    pub generation: u64,
+    /// Whether it runs.
+    pub together: bool,
+    /// How many generations this process has been in.
+    pub generations: u64,
+    /// Why the last one that is over ended.
+    pub last_end: Option<String>,
+    /// How long ago this process came together with the others, or lost them.
+    pub since_seconds: f64,
+}
+
+struct State {
+    generation: Option<Arc<Generation>>,
+    generations: u64,
+    number: u64,
+    last_end: Option<String>,
+    since: Instant,
+    fault: Option<String>,
+    stopping: bool,
+}
+
+/// What the thread and who looks at it share.
+struct Told(Mutex<State>);
+
+impl Told {
+    fn begins(&self, generation: &Arc<Generation>) -> bool {
+        let mut state = self.0.lock();
+        state.generation = Some(Arc::clone(generation));
+        state.number = generation.number();
+        state.generations += 1;
+        state.since = Instant::now();
+        !state.stopping
+    }
+
+    fn ends(&self, why: String) {
+        let mut state = self.0.lock();
+        state.generation = None;
+        state.last_end = Some(why);
+        state.since = Instant::now();
+    }
+
+    fn fault(&self, why: String) {
+        let mut state = self.0.lock();
+        if !state.stopping {
+            state.fault.get_or_insert(why);
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.lock().stopping
+    }
+}
+
+/// This process, as one of a cluster.
+pub(crate) struct Member {
+    cluster: Arc<Cluster>,
+    process: usize,
+    processes: usize,
+    served: Arc<Served>,
+    current: Arc<Current>,
+    told: Arc<Told>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Member {
+    /// Starts the thread that meets the others.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub(crate) fn start<J: Job<N>, const N: usize>(
+        home: Home<J, N>,
+        cluster: Cluster,
+    ) -> Result<Member, StartError> {
+        let (log, symbols) = (Arc::clone(&home.log), Arc::clone(&home.symbols));
+        let tables: Arc<dyn Tables> = home.views(&Seat::alone(home.engine.workers));
+        let engine = Arc::new(Engine::at_rest(log, Arc::clone(&symbols), home.engine)?);
+        let served = Served::new(Arc::clone(&tables), symbols);
+        let current = Current::new(Run { engine, tables, loaded: None });
+        let state = State {
+            generation: None,
+            generations: 0,
+            number: 0,
+            last_end: None,
+            since: Instant::now(),
+            fault: None,
+            stopping: false,
+        };
+        let (cluster, told) = (Arc::new(cluster), Arc::new(Told(Mutex::new(state))));
+        let (process, processes) = (cluster.process(), cluster.processes());
+        let living = Living {
+            home,
+            cluster: Arc::clone(&cluster),
+            served: Arc::clone(&served),
+            current: Arc::clone(&current),
+            told: Arc::clone(&told),
+            broken: Arc::default(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("member".into())
+            .spawn(move || living.live())
+            .map_err(|e| StartError::Thread(e.to_string()))?;
+        let thread = Some(thread);
+        Ok(Member { cluster, process, processes, served, current, told, thread })
+    }
+
+    /// The views through all generations.
+    pub(crate) fn tables(&self) -> Arc<dyn Tables> {
+        Arc::clone(&self.served) as Arc<dyn Tables>
+    }
+
+    /// The run of the generation that runs or ran last.
+    pub(crate) fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current)
+    }
+
+    /// Why this process cannot go on, if it cannot.
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.told.0.lock().fault.clone()
+    }
+
+    /// What is known of the cluster.
+    pub(crate) fn membership(&self) -> Membership {
+        let state = self.told.0.lock();
+        let together = state.generation.as_ref().is_some_and(|g| g.failure().is_none());
+        Membership {
+            process: self.process,
+            processes: self.processes,
+            generation: state.number,
+            together,
+            generations: state.generations,
+            last_end: state.last_end.clone(),
+            since_seconds: state.since.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+impl Drop for Member {
+    /// Leaves.
+    fn drop(&mut self) {
+        let mut state = self.told.0.lock();
+        state.stopping = true;
+        let generation = state.generation.take();
+        drop(state);
+        self.cluster.stop();
+        if let Some(generation) = generation {
+            generation.leave();
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the membership ended by a panic");
+        }
+    }
+}
+
+/// Checkpoints that a process could not load: the leader passes them over.
+type Broken = Arc<Mutex<Vec<ManifestName>>>;
+
+/// The thread's own.
+struct Living<J, const N: usize> {
+    home: Home<J, N>,
+    cluster: Arc<Cluster>,
+    served: Arc<Served>,
+    current: Arc<Current>,
+    told: Arc<Told>,
+    broken: Broken,
+}
+
+/// How a generation came to its end.
+enum End {
+    /// Another process was lost, or this one was told to stop: the next one may begin.
+    Over(String),
+    /// This process cannot go on.
+    Fault(String),
+}
+
+/// What the views of a generation show, and what it begins with.
+type Loaded<const N: usize, M> = (Begin<N, M>, Arc<Views<N, M>>);
+
+impl<J: Job<N>, const N: usize> Living<J, N> {
+    fn live(self) {
+        while !self.told.is_stopping() {
+            let floor = match self.floor() {
+                Ok(floor) => floor,
+                Err(reason) => {
+                    tracing::warn!(reason, "no meeting yet; it is tried again");
+                    std::thread::sleep(AGAIN);
+                    continue;
+                }
+            };
+            let generation = match self.cluster.meet(floor) {
+                Ok(generation) => Arc::new(generation),
+                Err(MeetError::Stopped) => return,
+                Err(error) => return self.told.fault(error.to_string()),
+            };
+            if !self.told.begins(&generation) {
+                return generation.leave();
+            }
+            match self.turn(&generation) {
+                End::Over(why) => self.told.ends(why),
+                End::Fault(why) => {
+                    // The others hear it before this process ends.
+                    generation.fault(why.clone());
+                    self.told.ends(why.clone());
+                    return self.told.fault(why);
+                }
+            }
+        }
+    }
+
+    /// What the number of the next generation must be greater than.
+    fn floor(&self) -> Result<u64, String> {
+        let log = &*self.home.log;
+        let stored = match &self.home.store {
+            Some((store, _)) => newest_generation(&**store).map_err(|e| e.to_string())?,
+            None => 0,
+        };
+        let tip = Cursor::origin(log).tip(log).map_err(|e| e.to_string())?;
+        Ok(stored.max(tip.row.writer.generation))
+    }
+
+    /// One generation, from its first word to its end.
+    fn turn(&self, generation: &Arc<Generation>) -> End {
+        let over = |generation: &Generation| match generation.failure() {
+            Some(failure) => End::Over(failure.to_string()),
+            None => End::Over("it was stopped".to_owned()),
+        };
+        let Some(words) = generation.words() else { return over(generation) };
+        let seat = Seat::among(Arc::clone(generation), self.home.engine.workers);
+        let loaded = match seat.leads() {
+            true => self.lead(&seat),
+            false => self.follow(&seat, &words),
+        };
+        let (begin, views) = match loaded {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => return over(generation),
+            Err(reason) if generation.failure().is_none() => return End::Fault(reason),
+            Err(_) => return over(generation),
+        };
+        let (fed, received) = channel();
+        let led = (!seat.leads()).then_some(Led { fed: received });
+        let checkpoints = begin.checkpoints.clone();
+        let ears = Ears { generation: Arc::clone(generation), fed, broken: Arc::clone(&self.broken) };
+        let heard = std::thread::Builder::new()
+            .name("words".into())
+            .spawn(move || ears.hear(&words, checkpoints.as_deref()));
+        let run = match (heard, self.home.run(seat, begin, views, led)) {
+            (Ok(_), Ok(run)) => run,
+            (Err(error), _) => return End::Fault(error.to_string()),
+            (_, Err(_)) if generation.failure().is_some() => return over(generation),
+            (_, Err(error)) => return End::Fault(error.to_string()),
+        };
+        let (engine, tables) = (Arc::clone(&run.engine), Arc::clone(&run.tables));
+        if let Err(reason) = generation.serve(neighbour::answers(&engine, CHECKPOINT_PATIENCE)) {
+            return End::Fault(reason);
+        }
+        self.current.set(run);
+        self.watch(generation, &engine, &tables);
+        let fault = engine.fault().filter(|_| generation.failure().is_none());
+        let end = match fault {
+            Some(fault) => End::Fault(fault),
+            None => over(generation),
+        };
+        if let End::Fault(reason) = &end {
+            generation.fault(reason.clone());
+        }
+        engine.abandon("its generation is over".to_owned());
+        engine.stop();
+        end
+    }
+
+    /// Shows what the generation shows, until it is over or this process has a fault.
+    fn watch(&self, generation: &Generation, engine: &Engine, tables: &Arc<dyn Tables>) {
+        let mut newer = tables.watch();
+        let mut is_shown = false;
+        // For the timer and the wake-up of one wait.
+        let waits = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        while generation.failure().is_none() && engine.fault().is_none() {
+            is_shown = is_shown || self.served.replace(tables);
+            self.served.look();
+            match &waits {
+                Ok(waits) => {
+                    // Woken or not, it looks again.
+                    let woken = async { tokio::time::timeout(GLANCE, newer.changed()).await };
+                    drop(waits.block_on(woken));
+                }
+                Err(_) => std::thread::sleep(GLANCE),
+            }
+        }
+    }
+
+    /// Loads the newest checkpoint that no process has found broken, and says which it is. `None`:
+    /// the generation is over.
+    fn lead(&self, seat: &Seat) -> Result<Option<Loaded<N, J::Metrics>>, String> {
+        let Some(generation) = seat.generation() else { return Ok(None) };
+        let views = self.home.views(seat);
+        let (begin, chosen) = match &self.home.store {
+            None => {
+                let begin = start::origin(&*self.home.log, self.home.engine.workers);
+                (begin.map_err(|e| e.to_string())?, None)
+            }
+            Some((store, decided)) => {
+                let leading = start::Leading {
+                    generation: generation.number(),
+                    place: place(seat),
+                    broken: self.broken.lock().clone(),
+                    say: say_to_all(generation),
+                };
+                let of = self.home.of(decided);
+                let led = start::lead(Arc::clone(store), &*self.home.log, of, &views, leading);
+                led.map_err(|e| e.to_string())?
+            }
+        };
+        let word = words::encode(&Said::Begin(chosen));
+        for process in (0..generation.processes()).filter(|&process| process != LEADER) {
+            if let Err(error) = generation.say(process, &word) {
+                tracing::warn!(%error, "a member cannot be told what to begin with");
+                return Ok(None);
+            }
+        }
+        Ok(Some((begin, views)))
+    }
+
+    /// Loads what the leader says. `None`: the generation is over.
+    fn follow(
+        &self,
+        seat: &Seat,
+        words: &Receiver<Word>,
+    ) -> Result<Option<Loaded<N, J::Metrics>>, String> {
+        let Some(generation) = seat.generation() else { return Ok(None) };
+        let Some(chosen) = begin_of(generation, words)? else { return Ok(None) };
+        let views = self.home.views(seat);
+        let Some((store, decided)) = &self.home.store else {
+            if let Some(name) = chosen {
+                return Err(format!("all begin with {name}, and this process has no checkpoints"));
+            }
+            let begin = start::origin(&*self.home.log, self.home.engine.workers);
+            return Ok(Some((begin.map_err(|e| e.to_string())?, views)));
+        };
+        let following = start::Following {
+            generation: generation.number(),
+            place: place(seat),
+            chosen,
+            say: say_to_leader(generation),
+        };
+        let of = self.home.of(decided);
+        let begun = start::follow(Arc::clone(store), &*self.home.log, of, &views, following);
+        match (begun, chosen) {
+            (Ok(begin), _) => Ok(Some((begin, views))),
+            (Err(error), None) => Err(error.to_string()),
+            (Err(error), Some(name)) => {
+                tracing::warn!(%name, %error, "it is told to the leader");
+                let word = words::encode(&Said::Broken(name, error.to_string()));
+                // Who cannot be told has ended the generation.
+                drop(generation.say(LEADER, &word));
+                generation.wait(CHECKPOINT_PATIENCE);
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// What the leader says that all begin with; `None`: the generation is over.
+fn begin_of(
+    generation: &Generation,
+    words: &Receiver<Word>,
+) -> Result<Option<Option<ManifestName>>, String> {
+    loop {
+        let word = match words.recv_timeout(GLANCE) {
+            Ok(word) => word,
+            Err(RecvTimeoutError::Timeout) if generation.failure().is_none() => continue,
+            Err(_) => return Ok(None),
+        };
+        match words::decode(&word.said)? {
+            Said::Begin(chosen) if word.from == LEADER => return Ok(Some(chosen)),
+            other => return Err(format!("process {} said {other:?} first", word.from)),
+        }
+    }
+}
+
+/// Takes the words of a generation and brings each where it belongs.
+struct Ears {
+    generation: Arc<Generation>,
+    fed: Sender<Fed>,
+    broken: Broken,
+}
+
+impl Ears {
+    fn hear(&self, words: &Receiver<Word>, checkpoints: Option<&Checkpoints>) {
+        while let Ok(word) = words.recv() {
+            let taken = words::decode(&word.said).and_then(|said| {
+                self.take(word.from, said, checkpoints)
+            });
+            if let Err(reason) = taken {
+                self.generation.fault(format!("process {}: {reason}", word.from));
+                return;
+            }
+        }
+    }
+
+    fn take(
+        &self,
+        from: usize,
+        said: Said,
+        checkpoints: Option<&Checkpoints>,
+    ) -> Result<(), String> {
+        let leads = self.generation.process() == LEADER;
+        match (said, leads, checkpoints) {
+            // The feed may be over already.
+            (Said::Fed(fed), false, _) if from == LEADER => drop(self.fed.send(fed)),
+            (Said::Sealed(part), true, Some(checkpoints)) => checkpoints.sealed(part),
+            (Said::Ended(ended), false, Some(checkpoints)) if from == LEADER => {
+                checkpoints.ended(ended);
+            }
+            (Said::Broken(name, reason), true, _) => {
+                self.broken.lock().push(name);
+                let why = format!("process {from} cannot load {name}: {reason}");
+                // Not this process's fault: all meet again, and begin with another one.
+                self.generation.end(from, why);
+            }
+            (said, ..) => return Err(format!("it said {said:?} where that is nothing to say")),
+        }
+        Ok(())
+    }
+}
