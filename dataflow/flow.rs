@@ -324,7 +324,10 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Rollups<'s, B, N, M> {
                 .then(|| Said::Incidents(ledgered.incidents.clone()));
             counts.into_iter().chain(incidents)
         });
-        Output { said: said.concat(fates), others, times: Rc::clone(&deduped.context.times) }
+        let context = &deduped.context;
+        let (symbols, threads) = (Arc::clone(&context.symbols), context.threads);
+        let times = Rc::clone(&context.times);
+        Output { said: said.concat(fates), others, symbols, threads, times }
     }
 }
 
@@ -349,6 +352,8 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Rollups<'s, B, N, M> {
 pub struct Output<'s, const N: usize, M> {
     said: StreamVec<'s, Epoch, Said<N, M>>,
     others: StreamVec<'s, Epoch, Said<N, M>>,
+    symbols: Arc<Symbols>,
+    threads: usize,
     times: Times,
 }
 
@@ -356,21 +361,18 @@ impl<const N: usize, M: Exchanged> Output<'_, N, M> {
     /// Connects the sinks of a worker, for rows and fates, and for `(other)` rows: each numbers its
     /// rows from 0. There is one for what the worker with its thread number in each process says.
     /// Epochs are handed over from the one after `from` on.
-    pub(crate) fn connect<B>(
+    pub(crate) fn connect(
         self,
         [rows, others]: [Vec<impl Sink<N, M>>; 2],
-        context: &Context<B>,
         from: Epoch,
     ) -> [Committed; 2] {
-        let Output { said, others: said_of_others, times } = self;
-        let crossing = || {
-            let worker = said.scope().index();
-            Crossing::new(Arc::clone(&context.symbols), worker, context.threads)
-        };
         let committed = [Rc::new(Cell::new(from)), Rc::new(Cell::new(from))];
-        let [of_rows, of_others] = [crossing(), crossing()];
-        commit::commit(said, rows, of_rows, Rc::clone(&times), Rc::clone(&committed[0]));
-        commit::commit(said_of_others, others, of_others, times, Rc::clone(&committed[1]));
+        let Output { said, others: other, symbols, threads, times } = self;
+        let worker = said.scope().index();
+        let crossing = || Crossing::new(Arc::clone(&symbols), worker, threads);
+        let [first, second] = committed.each_ref().map(Rc::clone);
+        commit::commit(said, rows, crossing(), Rc::clone(&times), first);
+        commit::commit(other, others, crossing(), times, second);
         committed
     }
 }

@@ -226,7 +226,7 @@ fn build<J: Job<N>, const N: usize>(
             context: Rc::clone(&context),
         };
         let boxed = |sinks: Vec<_>| sinks.into_iter().map(Boxed).collect();
-        job.topology(source).connect(sinks.map(boxed), &context, after)
+        job.topology(source).connect(sinks.map(boxed), after)
     });
     let (ledgers, held) = (context.ledgers.take(), context.held.take());
     let (read, shuffle) = (VecDeque::new(), None);
