@@ -25,7 +25,7 @@ pub mod store;
 pub(crate) mod taking;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use start::{LoadError, LoadedFrom};
 pub use taking::{Checkpoints, Status};

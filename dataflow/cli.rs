@@ -25,6 +25,8 @@ pub enum Command {
     Demo(Demo),
     /// The server: collector, log, dataflow, views, reports, subscriptions, live page.
     Serve(Common),
+    /// One process of a cluster: the server, with its part of the workers.
+    Worker(Worker),
     /// Writes the benchmark stream or demo traffic, or sends it to a collector.
     Generate(Generate),
     /// Goes through the log again and shows how the views would differ from those that are served.
@@ -60,6 +62,21 @@ pub struct Common {
     /// Where: a directory or a URL. [key: checkpoint.store]
     #[arg(long, env = "TRUEUP_CHECKPOINT_STORE", value_name = "PLACE")]
     pub checkpoint_store: Option<String>,
+}
+
+/// `trueup worker`
+#[derive(Clone, Debug, Args)]
+pub struct Worker {
+    /// The configuration.
+    #[command(flatten)]
+    pub common: Common,
+    /// Which process this is. [key: workers.process]
+    #[arg(long, env = "TRUEUP_PROCESS", value_name = "N")]
+    pub process: Option<usize>,
+    /// Where each process listens for the others, in the order of their numbers.
+    /// [key: workers.hosts]
+    #[arg(long, env = "TRUEUP_HOSTS", value_name = "HOST:PORT", value_delimiter = ',')]
+    pub hosts: Vec<String>,
 }
 
 /// `trueup demo`
@@ -234,6 +251,12 @@ impl Common {
     /// # Errors
     /// When the file cannot be read, or something in it cannot be used.
     pub fn load(&self) -> Result<Config, ConfigError> {
+        let config = self.unchecked()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn unchecked(&self) -> Result<Config, ConfigError> {
         let default = PathBuf::from("trueup.toml");
         let file = self.config.clone().or_else(|| default.exists().then_some(default));
         let mut config = match &file {
@@ -259,6 +282,27 @@ impl Common {
         }
         if let Some(store) = &self.checkpoint_store {
             config.checkpoint.store.clone_from(store);
+        }
+        Ok(config)
+    }
+}
+
+impl Worker {
+    /// The configuration of this process.
+    ///
+    /// # Errors
+    /// As [`Common::load`], and when no hosts are given.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let mut config = self.common.unchecked()?;
+        config.workers.process = self.process.unwrap_or(config.workers.process);
+        if !self.hosts.is_empty() {
+            config.workers.hosts.clone_from(&self.hosts);
+        }
+        if !config.is_of_cluster() {
+            return Err(ConfigError(
+                "a worker has no `--hosts` and `workers.hosts` is empty; `trueup serve` runs alone"
+                    .into(),
+            ));
         }
         config.check()?;
         Ok(config)

@@ -12,7 +12,7 @@ pub use generate::generate;
 
 use crate::{
     cli::{BenchCommand, BenchName, Common},
-    config::ConfigError,
+    config::{Config, ConfigError},
     server::{self, ServeError},
 };
 
@@ -52,12 +52,12 @@ impl From<ServeError> for Failure {
     }
 }
 
-/// `trueup serve`
+/// `trueup serve` and `trueup worker`
 ///
 /// # Errors
 /// When the server cannot start, or a fault ends it.
-pub fn serve(common: &Common) -> Result<(), Failure> {
-    let config = common.load()?;
+pub fn serve(config: Result<Config, ConfigError>) -> Result<(), Failure> {
+    let config = config?;
     let dir = config.data_dir.display().to_string();
     server::serve(config, std::future::pending(), |running| {
         tracing::info!(address = %running.address, data = dir, "listening");

@@ -3,8 +3,10 @@
 //!
 //! Durations are text (`500ms`, `5m`, `24h`, `7d`), sizes are text or bytes (`256MiB`, `4096`).
 
+mod cluster;
 mod units;
 
+pub use cluster::Cluster;
 pub use units::{Size, Span};
 
 use crate::{
@@ -33,8 +35,10 @@ pub struct Config {
     pub checkpoint: Checkpoint,
     /// Epochs, lateness and finality.
     pub time: Time,
-    /// Worker threads.
+    /// Worker threads, and the processes that have them.
     pub workers: Workers,
+    /// How those know each other.
+    pub cluster: Cluster,
     /// What the collector takes.
     pub limits: trueup_collector::Settings,
     /// How far behind the dataflow may be, and what memory it may use.
@@ -180,8 +184,13 @@ pub struct Time {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Workers {
-    /// How many threads.
+    /// How many threads each process has.
     pub threads: usize,
+    /// Where each process of a cluster listens, `host:port`, in the order of their numbers. Empty:
+    /// this process is alone.
+    pub hosts: Vec<String>,
+    /// Which of them this process is.
+    pub process: usize,
 }
 
 /// `[flow]`
@@ -220,6 +229,7 @@ impl Default for Config {
             checkpoint: Checkpoint::default(),
             time: Time::default(),
             workers: Workers::default(),
+            cluster: Cluster::default(),
             limits: trueup_collector::Settings::default(),
             flow: Flow::default(),
             queries: trueup_queries::Limits::default(),
@@ -293,7 +303,7 @@ impl Default for Time {
 
 impl Default for Workers {
     fn default() -> Self {
-        Workers { threads: 2 }
+        Workers { threads: 2, hosts: Vec::new(), process: 0 }
     }
 }
 
@@ -389,6 +399,7 @@ impl Config {
                 return error(format!("`kafka.{key}` is {value}; give 1s to 1h"));
             }
         }
+        self.check_cluster()?;
         self.collector().check().map_err(|e| ConfigError(format!("`[limits]`: {e}")))?;
         trueup_operators::rollup::check_ad_rollups(&self.rollups, crate::ads::AD_DIMENSIONS_MAX)
             .map_err(|problem| ConfigError(problem.to_string()))

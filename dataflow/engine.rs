@@ -335,9 +335,9 @@ impl Engine {
         checkpoints.wait(number, patience, || self.fault()).map(Some)
     }
 
-    /// The generation in which another process leads, if one does.
-    pub(crate) fn led_by(&self) -> Option<&Arc<crate::cluster::Generation>> {
-        self.shared.seat.generation().filter(|_| !self.shared.seat.leads())
+    /// The generation that it runs in; `None`: alone.
+    pub(crate) fn generation(&self) -> Option<&Arc<Generation>> {
+        self.shared.seat.generation()
     }
 
     /// Who takes the checkpoints of this run, if anyone does.

@@ -604,4 +604,4 @@ fn next_row(last: &RemapRow, writer: Writer, ends: Ends, only_if_new: bool) -> O
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,15 +7,19 @@ use crate::{
         store::{Objects, StoreError},
     },
     cluster::{Cluster, ClusterError, ClusterSettings},
+    config::Config,
     decided::{Decided, DecidedError},
     engine::{Engine, EngineSettings, StartError},
     epochs::Cut,
     flow::Job,
+    installation,
     member::{Member, Membership},
     neighbour,
     open_log::OpenLog,
     rows::{Event, Rows},
     run::{Current, Home},
+    seat::LEADER,
+    worker::WorkerMemory,
 };
 use std::{path::Path, sync::Arc, time::Duration};
 use trueup_log::system_clock;
@@ -226,7 +230,30 @@ impl Host {
         Host::on(log, job, engine, views, store)
     }
 
-    /// The same, as one process of a cluster: the job's workers run in all of them. It returns at
+    /// As a configuration says: on its log, alone or as one process of its cluster. The rollups are
+    /// the job's.
+    ///
+    /// # Errors
+    /// As [`Host::open`] and [`Host::join`].
+    pub fn configured<J: Job<N>, const N: usize>(
+        config: &Config,
+        job: J,
+    ) -> Result<Host, HostError> {
+        let (dir, store) = (&config.data_dir, &config.checkpoint.store);
+        let (engine, rollups) = (config.engine(), job.rollups());
+        let views = ViewSettings { rollups, ..config.views() };
+        let cluster = config.cluster()?;
+        if cluster.is_some() {
+            installation::share(dir, store, config.log.partitions)?;
+        }
+        let log = config.open_log()?;
+        match cluster {
+            None => Host::open_on(dir, store, log, job, engine, views),
+            Some(cluster) => Host::join(dir, store, log, job, engine, views, cluster),
+        }
+    }
+
+    /// On an open log, as one process of a cluster: the job's workers run in all of them. It returns at
     /// once; until the cluster is together, and whenever it comes together again, events are taken
     /// and what was shown last is shown.
     ///
@@ -429,11 +456,30 @@ impl Host {
     /// Why it was not published. The log has everything nevertheless.
     pub fn checkpoint(&self) -> Result<Option<Epoch>, HostError> {
         let engine = self.engine();
-        match engine.led_by() {
+        match engine.generation().filter(|g| g.process() != LEADER) {
             None => engine.checkpoint(CHECKPOINT_PATIENCE),
             Some(generation) => neighbour::checkpoint(generation, CHECKPOINT_PATIENCE),
         }
         .map_err(HostError::Fault)
+    }
+
+    /// What the fullest other process of the cluster holds, as far as they answer.
+    pub(crate) fn fullest_other(&self) -> Option<Vec<WorkerMemory>> {
+        let engine = self.engine();
+        let generation = engine.generation()?;
+        let others = (0..generation.processes()).filter(|&p| p != generation.process());
+        let told = others.filter_map(|process| neighbour::memory(generation, process).ok());
+        told.max_by_key(|workers| {
+            let nearly_full = workers.iter().any(|worker| worker.ledger_nearly_full);
+            (nearly_full, workers.iter().map(WorkerMemory::bytes).sum::<usize>())
+        })
+    }
+
+    /// Leaves the cluster, if this process is of one: the others wait until it is back.
+    pub(crate) fn leave(&self) {
+        if let Some(member) = &self.member {
+            member.stop();
+        }
     }
 
     /// Ends the run, with a checkpoint if it takes any; the log has everything.
@@ -446,7 +492,7 @@ impl Host {
         {
             tracing::warn!(%error, "no last checkpoint: the next start has more to read");
         }
-        drop(self.member);
+        self.leave();
         engine.stop();
     }
 }

@@ -24,6 +24,7 @@ pub mod engine;
 pub mod epochs;
 pub mod flow;
 pub mod host;
+mod installation;
 pub mod ipc;
 #[cfg(feature = "kafka")]
 mod json_events;

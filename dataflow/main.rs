@@ -29,7 +29,8 @@ fn main() -> ExitCode {
     end_with_the_first_panic();
     let result = match Cli::parse().command {
         Command::Demo(demo) => commands::demo(demo),
-        Command::Serve(common) => commands::serve(&common),
+        Command::Serve(common) => commands::serve(common.load()),
+        Command::Worker(worker) => commands::serve(worker.load()),
         Command::Generate(generate) => commands::generate(&generate),
         Command::Replay(replay) => commands::replay(&replay),
         Command::Verify(verify) => commands::verify(&verify),

@@ -29,10 +29,11 @@
 
 use crate::{
     checkpoint::{
-        keeper::{CheckpointError, newest_generation},
+        keeper::newest_generation,
         manifest::ManifestName,
-        start::{self, Begin},
-        taking::Ended,
+        parts::{Ended, SealedPart},
+        start::{self, Begin, Place},
+        taking::Checkpoints,
     },
     cluster::{Cluster, Generation, MeetError, Word},
     engine::{Engine, StartError},
@@ -133,7 +134,7 @@ pub(crate) struct Member {
     served: Arc<Served>,
     current: Arc<Current>,
     told: Arc<Told>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Member {
@@ -173,7 +174,7 @@ impl Member {
             .name("member".into())
             .spawn(move || living.live())
             .map_err(|e| StartError::Thread(e.to_string()))?;
-        let thread = Some(thread);
+        let thread = Mutex::new(Some(thread));
         Ok(Member { cluster, process, processes, served, current, told, thread })
     }
 
@@ -208,9 +209,9 @@ impl Member {
     }
 }
 
-impl Drop for Member {
-    /// Leaves.
-    fn drop(&mut self) {
+impl Member {
+    /// Leaves, and waits until what runs here has ended.
+    pub(crate) fn stop(&self) {
         let mut state = self.told.0.lock();
         state.stopping = true;
         let generation = state.generation.take();
@@ -219,11 +220,17 @@ impl Drop for Member {
         if let Some(generation) = generation {
             generation.leave();
         }
-        if let Some(thread) = self.thread.take()
+        if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {
             tracing::error!("the thread of the membership ended by a panic");
         }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -385,14 +392,8 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
                 led.map_err(|e| e.to_string())?
             }
         };
-        let word = words::encode(&Said::Begin(chosen));
-        for process in (0..generation.processes()).filter(|&process| process != LEADER) {
-            if let Err(error) = generation.say(process, &word) {
-                tracing::warn!(%error, "a member cannot be told what to begin with");
-                return Ok(None);
-            }
-        }
-        Ok(Some((begin, views)))
+        say(generation, 1..generation.processes(), &Said::Begin(chosen));
+        Ok(generation.failure().is_none().then_some((begin, views)))
     }
 
     /// Loads what the leader says. `None`: the generation is over.
@@ -424,9 +425,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
             (Err(error), None) => Err(error.to_string()),
             (Err(error), Some(name)) => {
                 tracing::warn!(%name, %error, "it is told to the leader");
-                let word = words::encode(&Said::Broken(name, error.to_string()));
-                // Who cannot be told has ended the generation.
-                drop(generation.say(LEADER, &word));
+                say(generation, [LEADER], &Said::Broken(name, error.to_string()));
                 generation.wait(CHECKPOINT_PATIENCE);
                 Ok(None)
             }
@@ -497,3 +496,39 @@ impl Ears {
         Ok(())
     }
 }
+
+/// Which of all workers run here, as the start from a checkpoint asks.
+fn place(seat: &Seat) -> Place {
+    let (process, processes) = (seat.process(), seat.processes());
+    Place { process, processes, threads: seat.threads() }
+}
+
+/// Says a word to each of these. Who cannot be told has taken nothing for so long that its queue is
+/// full: the generation is over.
+fn say(generation: &Generation, processes: impl IntoIterator<Item = usize>, said: &Said) {
+    let word = words::encode(said);
+    for process in processes {
+        if let Err(error) = generation.say(process, &word) {
+            generation.end(process, format!("it cannot be told: {error}"));
+        }
+    }
+}
+
+fn say_to_all(generation: &Arc<Generation>) -> Box<dyn Fn(Ended) + Send + Sync> {
+    let generation = Arc::downgrade(generation);
+    Box::new(move |ended| {
+        let Some(generation) = generation.upgrade() else { return };
+        say(&generation, 1..generation.processes(), &Said::Ended(ended));
+    })
+}
+
+fn say_to_leader(generation: &Arc<Generation>) -> Box<dyn Fn(SealedPart) + Send + Sync> {
+    let generation = Arc::downgrade(generation);
+    Box::new(move |part| {
+        let Some(generation) = generation.upgrade() else { return };
+        say(&generation, [LEADER], &Said::Sealed(part));
+    })
+}
+
+#[cfg(test)]
+mod tests;

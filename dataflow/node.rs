@@ -3,6 +3,7 @@
 //! event, and whether more events may come.
 
 mod checkpoints;
+mod cluster;
 
 use crate::{
     ads::AD_DIMENSIONS_MAX, config::Config, host::Host, life::Lives, retention::Shortening,
@@ -34,6 +35,8 @@ use trueup_operators::{
 use trueup_queries::Runtime;
 use trueup_sinks::{Filter, ReadEvents};
 
+use cluster::Elsewhere;
+
 /// Freshness is told over this long.
 const FRESHNESS_WINDOW: Duration = Duration::from_secs(60);
 /// How often it is looked at.
@@ -59,6 +62,8 @@ pub struct Node {
     draining: AtomicBool,
     /// What the views take, as last looked at: counting it visits every bucket.
     views_bytes: AtomicU64,
+    /// What the workers of the fullest other process take.
+    elsewhere: Elsewhere,
 }
 
 /// How old the visible epoch was, ms, at regular instants of this window and of the one before.
@@ -85,7 +90,9 @@ pub enum NodeError {
 impl NodeError {
     /// Whether other settings would help.
     pub fn is_wrong_use(&self) -> bool {
-        use crate::{checkpoint::LoadError, engine::StartError, host::HostError};
+        use crate::{
+            checkpoint::LoadError, cluster::ClusterError, engine::StartError, host::HostError,
+        };
         match self {
             NodeError::Host(HostError::Log(error) | HostError::Start(StartError::Log(error))) => {
                 matches!(error, LogError::Invalid { .. })
@@ -96,6 +103,8 @@ impl NodeError {
                     | StartError::Load(LoadError::Foreign { .. } | LoadError::Nothing { .. }),
                 )
                 | HostError::Store(_)
+                | HostError::Own(_)
+                | HostError::Cluster(ClusterError::Settings(_))
                 | HostError::Decided(_)
                 | HostError::Rollups(_),
             )
@@ -113,15 +122,7 @@ impl Node {
     pub fn open(config: Config, access: Arc<Access>) -> Result<Arc<Node>, NodeError> {
         let (metrics, started) = (recorder()?, Instant::now());
         let job = AdJob { rollups: config.rollups.clone() };
-        let log = config.open_log().map_err(crate::host::HostError::Log)?;
-        let host = Host::open_on::<AdJob, AD_DIMENSIONS_MAX>(
-            &config.data_dir,
-            &config.checkpoint.store,
-            log,
-            job,
-            config.engine(),
-            config.views(),
-        )?;
+        let host = Host::configured::<AdJob, AD_DIMENSIONS_MAX>(&config, job)?;
         let log = Arc::clone(host.log().log());
         let key = host.key();
         let settings = config.collector();
@@ -136,6 +137,7 @@ impl Node {
             recovery: Mutex::new(None),
             draining: AtomicBool::new(false),
             views_bytes: AtomicU64::new(0),
+            elsewhere: Elsewhere::default(),
         });
         let pressure = Arc::new(Behind(Arc::downgrade(&node)));
         let clock = Arc::new(|| jiff::Timestamp::now().as_microsecond());
@@ -167,11 +169,12 @@ impl Node {
                 let memory = self.host.tables().memory();
                 let bytes = memory.rows_bytes + memory.index_bytes + memory.history_bytes;
                 self.views_bytes.store((bytes + memory.incidents_bytes) as u64, Ordering::Relaxed);
+                self.elsewhere.look(&self.host);
             }
             if look.is_multiple_of(SHORTENED_EVERY) {
                 self.shorten(&mut shortening);
             }
-            if let Some(fault) = self.host.engine().fault() {
+            if let Some(fault) = self.host.fault() {
                 return Some(fault);
             }
             self.metrics.run_upkeep();
@@ -204,6 +207,16 @@ impl Node {
     /// Why not everything could be shown; it is in the log nevertheless.
     pub fn drain(&self) -> Result<(), String> {
         self.draining.store(true, Ordering::Release);
+        let drained = self.show_all();
+        self.host.leave();
+        match drained {
+            // Another process has left before: the next generation shows the rest.
+            Err(_) if self.host.membership().is_some() && self.host.fault().is_none() => Ok(()),
+            drained => drained,
+        }
+    }
+
+    fn show_all(&self) -> Result<(), String> {
         if !self.host.engine().lag().caught_up {
             // What is in the log is shown by the next start, from the beginning as this one.
             return Ok(());
@@ -220,15 +233,16 @@ impl Node {
         let (symbols_bytes, symbols_bytes_max) =
             (self.host.symbols().bytes() as u64, self.config.flow.symbols_bytes_max.0);
         let workers = self.host.engine().memory();
-        let of_workers: usize = workers.iter().map(|w| w.ledger_bytes + w.rows_bytes).sum();
-        let state_bytes = of_workers as u64 + self.views_bytes.load(Ordering::Relaxed);
+        let of_workers: usize = workers.iter().map(crate::WorkerMemory::bytes).sum();
+        let of_workers = self.elsewhere.bytes().max(of_workers as u64);
+        let state_bytes = of_workers + self.views_bytes.load(Ordering::Relaxed);
         let state_bytes_max = self.config.flow.state_bytes_max.0;
         let full = if symbols_bytes >= symbols_bytes_max {
             format!(
                 "the texts of dimensions take {symbols_bytes} bytes; `flow.symbols_bytes_max` is \
                  {symbols_bytes_max}"
             )
-        } else if workers.iter().any(|worker| worker.ledger_nearly_full) {
+        } else if self.elsewhere.is_nearly_full() || workers.iter().any(|w| w.ledger_nearly_full) {
             "the ledger holds seven eighths of the events or verdicts that it can".to_owned()
         } else if state_bytes >= state_bytes_max {
             format!(
@@ -508,10 +522,10 @@ impl Runtime for Node {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "installation": self.host.log().identity().installation_hex(),
-            "epoch": lag.visible,
+            "epoch": at.map_or(lag.visible, |at| at.epoch),
             "closedEpoch": lag.closed,
             "caughtUp": lag.caught_up,
-            "fault": self.host.engine().fault(),
+            "fault": self.host.fault(),
             "logTime": time(at.map(|at| at.frontier)),
             "freshnessSeconds": age_s,
             "freshness": self.freshness.lock().told(),
@@ -520,6 +534,7 @@ impl Runtime for Node {
             "counts": self.counts(),
             "memory": self.memory(),
             "workers": self.config.workers.threads,
+            "cluster": self.host.membership(),
             "uptimeSeconds": self.started.elapsed().as_secs_f64(),
             "recovery": self.recovery(),
             "checkpoint": self.checkpoint(),
@@ -534,13 +549,15 @@ impl Runtime for Node {
             let hint = "ask again; `/v1/status` says how far it is";
             Err(Problem::new(503, code, "the server is not ready", detail, hint).retry_after(1))
         };
-        if let Some(fault) = self.host.engine().fault() {
+        if let Some(fault) = self.host.fault() {
             return wait("fault", fault);
         }
         if self.draining.load(Ordering::Acquire) {
             return wait("draining", "the server is stopping".into());
         }
-        match lag.caught_up && lag.visible > 0 {
+        // What was shown before a generation ended is shown until the next one is as far.
+        let shows = self.host.membership().is_some() && self.recovery.lock().is_some();
+        match shows || lag.caught_up && lag.visible > 0 {
             true => Ok(()),
             false => {
                 let detail = format!("epoch {} of {} is visible", lag.visible, lag.closed);

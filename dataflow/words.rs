@@ -17,7 +17,7 @@
 use crate::{
     checkpoint::{
         manifest::ManifestName,
-        taking::{Ended, SealedPart},
+        parts::{Ended, SealedPart},
     },
     epochs::Fed,
 };

@@ -462,3 +462,10 @@ pub struct WorkerMemory {
     /// Bytes of those.
     pub rows_bytes: usize,
 }
+
+impl WorkerMemory {
+    /// All of it.
+    pub fn bytes(&self) -> usize {
+        self.ledger_bytes + self.rows_bytes
+    }
+}

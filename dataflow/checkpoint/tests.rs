@@ -4,9 +4,9 @@
 
 mod crash;
 mod damage;
-mod recorded;
+pub(crate) mod recorded;
 mod resumed;
-mod simulated;
+pub(crate) mod simulated;
 mod zombies;
 
 use super::{

@@ -11,7 +11,7 @@ use trueup_operators::{
 };
 
 /// A journal that does not know that all who append to it are one process.
-struct Shared(Journal);
+pub(crate) struct Shared(pub(crate) Journal);
 
 impl Log for Shared {
     fn is_shared(&self) -> bool {

@@ -21,13 +21,13 @@ use trueup_operators::{
     time::{Lateness, LogTime, MINUTE_US, SECOND_US, parse_rfc3339},
 };
 
-pub(super) const LATENESS: Lateness = Lateness {
+pub(crate) const LATENESS: Lateness = Lateness {
     allowed_lateness_us: MINUTE_US,
     correction_horizon_us: 4 * MINUTE_US,
     future_skew_us_max: MINUTE_US,
 };
 
-pub(super) fn rollups() -> Vec<RollupSpec> {
+pub(crate) fn rollups() -> Vec<RollupSpec> {
     let mut rollups = RollupSpec::ad_defaults();
     // Small enough that buckets fill up and new keys fold into `(other)`.
     rollups[1].rows_max = 20;
@@ -35,7 +35,7 @@ pub(super) fn rollups() -> Vec<RollupSpec> {
 }
 
 /// Records so many epochs in a new directory.
-pub(super) fn record(dir: &Path, seed: u64, epochs: u64) {
+pub(crate) fn record(dir: &Path, seed: u64, epochs: u64) {
     let clock_us = Arc::new(AtomicI64::new(parse_rfc3339("2026-04-27T15:32:00Z").unwrap()));
     let read = Arc::clone(&clock_us);
     let settings = Settings {

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc, time::UNIX_EPOCH};
 use trueup_generator::random::{Random, finalise};
 
 /// The randomness of this run of a test and its seed, printed so that a failure can be repeated.
-pub(super) fn repeat(test: &str) -> (Random, u64) {
+pub(crate) fn repeat(test: &str) -> (Random, u64) {
     let seed = match std::env::var("TRUEUP_SEED") {
         Ok(text) => text.parse().unwrap(),
         Err(_) => finalise(UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64) >> 32,

@@ -57,6 +57,41 @@ impl Identity {
         Ok(identity)
     }
 
+    /// The one that several directories share: `agree` is told this directory's, or a new one, as
+    /// text, and says the one that counts, as text, which is stored here.
+    ///
+    /// # Errors
+    /// As [`Identity::of_directory`], what `agree` says, and when the directory has another one.
+    pub fn of_cluster(
+        dir: &Path,
+        partitions: u16,
+        agree: impl FnOnce(&str) -> Result<String, LogError>,
+    ) -> Result<Identity, LogError> {
+        let disk = RealDisk;
+        std::fs::create_dir_all(dir).map_err(|error| LogError::Unavailable {
+            reason: format!("{} cannot be made: {error}", dir.display()),
+        })?;
+        let own = Identity::load(&disk, dir)?;
+        let offered = own.map_or_else(|| Identity::random(partitions), Ok)?;
+        let shared = Identity::parse(&agree(&offered.text())?).map_err(|reason| {
+            LogError::Invalid { reason: format!("the shared identity {reason}") }
+        })?;
+        match own {
+            None => shared.store(&disk, dir)?,
+            Some(own) if own.installation == shared.installation => {}
+            Some(own) => {
+                let (own, shared) = (own.installation_hex(), shared.installation_hex());
+                let reason = format!(
+                    "{} is of installation {own}, the cluster's is {shared}: give this process a \
+                     new directory, or the cluster another place for its checkpoints",
+                    dir.display()
+                );
+                return Err(LogError::Invalid { reason });
+            }
+        }
+        Ok(shared)
+    }
+
     /// The installation's name in hex.
     pub fn installation_hex(&self) -> String {
         hex(&self.installation)
