@@ -166,6 +166,11 @@ impl<'h> Server<'h> {
         }
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// kill -9: no word, no last write.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

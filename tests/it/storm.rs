@@ -47,6 +47,8 @@ pub(crate) struct Traffic {
     pub(crate) acknowledged: Mutex<Vec<String>>,
     pub(crate) acknowledged_events: AtomicU64,
     pub(crate) acknowledged_bodies: AtomicU64,
+    /// How long each sender waits between two bodies.
+    pub(crate) pause: Duration,
     /// Starts that began with a checkpoint.
     pub(crate) resumed: AtomicU64,
 }
@@ -68,6 +70,7 @@ impl Traffic {
             acknowledged: Mutex::default(),
             acknowledged_events: AtomicU64::new(0),
             acknowledged_bodies: AtomicU64::new(0),
+            pause: Duration::ZERO,
             resumed: AtomicU64::new(0),
         }
     }
@@ -98,6 +101,7 @@ impl Traffic {
                 assert_eq!(answer["accepted"], verdicts.len(), "{answer}");
             }
             self.acknowledged_bodies.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(self.pause);
         }
     }
 }

@@ -3,12 +3,14 @@
 //! (`TRUEUP_KAFKA_BROKERS`, `KAFKA_DIR`); without them these tests fail.
 //!
 //! Randomised tests print their seed; `TRUEUP_SEED` repeats a run. `TRUEUP_IT_EVENTS`,
-//! `TRUEUP_IT_KILLS` and `TRUEUP_IT_AWAY_S` make them larger.
+//! `TRUEUP_IT_KILLS`, `TRUEUP_IT_AWAY_S` and `TRUEUP_IT_CHAOS_S` make them larger.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(dead_code, reason = "what the end-to-end tests share is not all needed here")]
 
 #[path = "../it/client.rs"]
 mod client;
+#[path = "../it/mesh/proxy.rs"]
+mod proxy;
 #[path = "../it/seed.rs"]
 mod seed;
 #[path = "../it/server.rs"]
@@ -21,4 +23,6 @@ mod traffic;
 mod away;
 mod brokers;
 mod chaos;
+mod cluster;
+mod fleet;
 mod foreign;
