@@ -259,15 +259,7 @@ impl Common {
     fn unchecked(&self) -> Result<Config, ConfigError> {
         let default = PathBuf::from("trueup.toml");
         let file = self.config.clone().or_else(|| default.exists().then_some(default));
-        let mut config = match &file {
-            None => Config::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|e| ConfigError(format!("cannot read {}: {e}", path.display())))?;
-                Config::parse(&text)
-                    .map_err(|ConfigError(e)| ConfigError(format!("{}: {e}", path.display())))?
-            }
-        };
+        let mut config = file.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
         if let Some(data) = &self.data {
             config.data_dir.clone_from(data);
         }

@@ -14,7 +14,11 @@ use crate::{
     open_log::OpenLog,
 };
 use serde::{Deserialize, Serialize};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use trueup_operators::{access::Token, log::LogError, rollup::RollupSpec, time::Lateness};
 
 /// All of it, with every default.
@@ -329,6 +333,30 @@ impl Default for Flow {
 pub struct ConfigError(pub String);
 
 impl Config {
+    /// That of a place: a configuration file (`*.toml`), or a data directory, with all defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or something in it cannot be used.
+    pub fn at(place: &Path) -> Result<Config, ConfigError> {
+        if place.extension().is_none_or(|extension| extension != "toml") {
+            return Ok(Config { data_dir: place.into(), ..Config::default() });
+        }
+        let config = Config::read(place)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read; names the key or value at fault.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let file = path.display();
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ConfigError(format!("cannot read {file}: {e}")))?;
+        Config::parse(&text).map_err(|ConfigError(e)| ConfigError(format!("{file}: {e}")))
+    }
+
     /// Reads a file's text.
     ///
     /// # Errors

@@ -11,6 +11,7 @@
 
 use crate::{
     checkpoint::{CheckpointSettings, Checkpoints, start::Begin},
+    cluster::Generation,
     epochs::{Cut, EpochSettings, Epochs, Feeder, Lag, Led},
     flow::Job,
     neighbour,
@@ -255,7 +256,8 @@ impl Engine {
         announce: impl Fn(EpochTimes) + Send + 'static,
     ) -> Result<Engine, StartError> {
         let begin = Begin::origin(&*log, settings.workers);
-        let begin = Beginning { begin, log, symbols, seat: Seat::alone(settings.workers), led: None };
+        let begin =
+            Beginning { begin, log, symbols, seat: Seat::alone(settings.workers), led: None };
         begin.start(Arc::new(job), settings, sinks, announce)
     }
 
@@ -267,15 +269,15 @@ impl Engine {
     ) -> Result<Engine, StartError> {
         let from = crate::remap::Cursor::origin(&*log);
         let seat = Seat::alone(settings.workers);
-        let epochs =
-            Epochs::open(Arc::clone(&log), settings.epochs, seat.clone(), &from, None)?;
-        epochs.rest();
+        let epochs = Epochs::open(Arc::clone(&log), settings.epochs, seat.clone(), &from, None)?;
+        epochs.rest("the processes have not met yet".to_owned());
         let memory = Mutex::default();
         let (checkpoints, asks) = (None, Vec::new());
         let shared = Shared { log, symbols, settings, seat, epochs, checkpoints, memory };
         let (closing, workers) = (Mutex::default(), Mutex::default());
         Ok(Engine { shared: Arc::new(shared), asks, closing, workers })
     }
+
     /// How far the views are behind the log.
     pub fn lag(&self) -> Lag {
         self.shared.epochs.lag()
@@ -450,9 +452,8 @@ fn spawn<J: Job<N>, const N: usize>(
             Box::new(move || guards.join().into_iter().collect())
         }
     };
-    let mut handles: Vec<(usize, Thread)> = own
-        .map(|_| threads.recv().map_err(|e| not_started(&e)))
-        .collect::<Result<_, _>>()?;
+    let mut handles: Vec<(usize, Thread)> =
+        own.map(|_| threads.recv().map_err(|e| not_started(&e))).collect::<Result<_, _>>()?;
     handles.sort_by_key(|(index, _)| *index);
     let joining = std::thread::Builder::new()
         .name("workers".into())

@@ -217,8 +217,9 @@ impl Epochs {
     }
 
     /// These are not run: nothing is ever caught up with.
-    pub(crate) fn rest(&self) {
+    pub(crate) fn rest(&self, reason: String) {
         self.state.lock().recovered_to = Epoch::MAX;
+        self.abandon(reason);
     }
 
     /// The sinks of a worker of this process, by its number among those, have everything up to

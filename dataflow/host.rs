@@ -21,7 +21,11 @@ use crate::{
     seat::LEADER,
     worker::WorkerMemory,
 };
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use trueup_log::system_clock;
 use trueup_operators::{
     hash::{self, HashKey},
@@ -38,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(crate) const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
 /// Where checkpoints are, in the directory of the job.
 pub const CHECKPOINTS: &str = "checkpoints";
+/// How often who waits looks again.
+const GLANCE: Duration = Duration::from_millis(5);
 /// Rows copied out of a view at a time.
 const PAGE_ROWS: usize = 4_096;
 
@@ -368,12 +374,26 @@ impl Host {
         }
     }
 
-    /// Waits until the views show everything that is durable now.
+    /// Waits until the views show everything that is durable now, in a cluster through any number
+    /// of generations.
     ///
     /// # Errors
     /// Why the run cannot go on.
     pub fn settle(&self) -> Result<Epoch, HostError> {
-        self.engine().settle(PATIENCE).map_err(HostError::Fault)
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let settled = self.engine().settle(until.saturating_duration_since(Instant::now()));
+            let is_between = self.member.is_some() && self.fault().is_none();
+            match settled {
+                Err(_) if is_between && Instant::now() < until => std::thread::sleep(GLANCE),
+                Err(why) => return Err(HostError::Fault(self.fault().unwrap_or(why))),
+                // The views of a generation are shown a moment after they are as far.
+                Ok(epoch) if self.tables.visible().is_some_and(|at| at.epoch >= epoch) => {
+                    return Ok(epoch);
+                }
+                Ok(_) => std::thread::sleep(GLANCE),
+            }
+        }
     }
 
     /// All rows of a view, of one epoch, sorted by bucket and dimensions.
@@ -482,7 +502,8 @@ impl Host {
         }
     }
 
-    /// Ends the run, with a checkpoint if it takes any; the log has everything.
+    /// Ends the run, with a checkpoint if it takes any; the log has everything. In a cluster it
+    /// waits for the other processes to close too: until then they need this one.
     pub fn close(self) {
         // A run that is still behind would first have to catch up.
         let engine = self.engine();
@@ -491,6 +512,9 @@ impl Host {
             && let Err(error) = self.checkpoint()
         {
             tracing::warn!(%error, "no last checkpoint: the next start has more to read");
+        }
+        if let Some(generation) = engine.generation() {
+            generation.finish(PATIENCE);
         }
         self.leave();
         engine.stop();

@@ -30,9 +30,11 @@ const BYTES_MAX: u64 = 4_096;
 /// When either cannot be read or written, or the directory has another identity.
 pub(crate) fn share(dir: &Path, place: &str, partitions: u16) -> Result<(), HostError> {
     let store = Objects::open(dir, place)?;
-    let agree = |own: &str| agree(&store, own).map_err(|e| LogError::Unavailable {
-        reason: format!("the identity of the cluster: {e}"),
-    });
+    let agree = |own: &str| {
+        agree(&store, own).map_err(|e| LogError::Unavailable {
+            reason: format!("the identity of the cluster: {e}"),
+        })
+    };
     Identity::of_cluster(dir, partitions, agree)?;
     Ok(())
 }

@@ -321,7 +321,8 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
         let (fed, received) = channel();
         let led = (!seat.leads()).then_some(Led { fed: received });
         let checkpoints = begin.checkpoints.clone();
-        let ears = Ears { generation: Arc::clone(generation), fed, broken: Arc::clone(&self.broken) };
+        let ears =
+            Ears { generation: Arc::clone(generation), fed, broken: Arc::clone(&self.broken) };
         let heard = std::thread::Builder::new()
             .name("words".into())
             .spawn(move || ears.hear(&words, checkpoints.as_deref()));
@@ -461,9 +462,8 @@ struct Ears {
 impl Ears {
     fn hear(&self, words: &Receiver<Word>, checkpoints: Option<&Checkpoints>) {
         while let Ok(word) = words.recv() {
-            let taken = words::decode(&word.said).and_then(|said| {
-                self.take(word.from, said, checkpoints)
-            });
+            let taken =
+                words::decode(&word.said).and_then(|said| self.take(word.from, said, checkpoints));
             if let Err(reason) = taken {
                 self.generation.fault(format!("process {}: {reason}", word.from));
                 return;

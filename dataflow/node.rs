@@ -269,16 +269,19 @@ impl Node {
 
     fn counts(&self) -> Value {
         // The views first: what arrives meanwhile is pending, never missing.
-        let counts = self.host.tables().counts().map(|(_, counts)| counts).unwrap_or_default();
+        let (at, counts) = self.host.tables().counts().ok().unzip();
+        let counts: Counts = counts.unwrap_or_default();
         let ends = self.log().ends(Topic::Events);
         let appended: u64 = ends.iter().map(|end| end.records).sum();
         let decided: u64 = counts.fates.iter().sum();
         // A log that others append to only estimates how many records it has; what the views have
         // decided is certain, and if they have seen all of it there is nothing else.
         let shown = self.host.engine().epochs().visible_row();
-        let behind = ends.iter().enumerate().any(|(partition, end)| {
-            shown.upto(Topic::Events, partition as u16).offset < end.offset
-        });
+        let is_older = at.is_none_or(|at| at.epoch < shown.epoch);
+        let behind = is_older
+            || ends.iter().enumerate().any(|(partition, end)| {
+                shown.upto(Topic::Events, partition as u16).offset < end.offset
+            });
         let accepted = match self.log().is_shared() && !behind {
             true => decided,
             false => appended.max(decided),

@@ -136,7 +136,8 @@ mod tests {
         for bytes in [&[][..], &[9], &[0, b'x'], &[1, 2, 3], &[2, b'[', b']'], &[3], &[4, b'{']] {
             decode(bytes).unwrap_err();
         }
-        let mut bytes = encode(&Said::Fed(Fed { row: RemapRow::origin(1, 1, 1), next: 1, image: None }));
+        let mut bytes =
+            encode(&Said::Fed(Fed { row: RemapRow::origin(1, 1, 1), next: 1, image: None }));
         bytes[9] = 3;
         decode(&bytes).unwrap_err();
         bytes[9] = 0;

@@ -255,12 +255,7 @@ impl<const N: usize, M: trueup_operators::metrics::Group> Sink<N, M> for Boxed<N
 
 impl<B: EventBatch> Running<B> {
     /// Reads this worker's part of an epoch, and gives it to the dataflow, or to all workers.
-    fn feed(
-        &mut self,
-        index: usize,
-        shared: &Shared,
-        plan: &Plan,
-    ) -> Result<(), String> {
+    fn feed(&mut self, index: usize, shared: &Shared, plan: &Plan) -> Result<(), String> {
         let Plan { before, row, .. } = plan;
         let grew = before.epoch > 0 && row.events.len() > before.events.len();
         if grew && shared.settings.partitioned_by_id {
@@ -307,11 +302,7 @@ impl<B: EventBatch> Running<B> {
     }
 
     /// Gives the dataflow the epochs of which all workers have read their parts.
-    fn feed_what_is_whole(
-        &mut self,
-        index: usize,
-        shared: &Shared,
-    ) -> Result<(), String> {
+    fn feed_what_is_whole(&mut self, index: usize, shared: &Shared) -> Result<(), String> {
         while let (Some((plan, _)), Some(shuffle)) = (self.read.front(), &mut self.shuffle) {
             let Some(located) = shuffle.take(plan.row.epoch) else { break };
             let Some((plan, mut feeds)) = self.read.pop_front() else { break };

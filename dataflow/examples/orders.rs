@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 use std::{error::Error, path::Path, time::UNIX_EPOCH};
 use trueup::{
-    EngineSettings, Event, EventTime, Granularity, Host, Job, Output, PerEvent, RollupSpec, Rows,
-    Source,
+    Event, EventTime, Granularity, Host, Job, Output, PerEvent, RollupSpec, Rows, Source,
+    config::Config,
 };
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -55,9 +55,9 @@ impl Job<1> for Shops {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let dir = args.next().ok_or("usage: orders DIR [ORDERS]")?;
+    let place = args.next().ok_or("usage: orders DIR|CONFIG.toml [ORDERS]")?;
     let orders: i64 = args.next().map_or(Ok(2_000), |n| n.parse())?;
-    let host = Host::open(Path::new(&dir), Shops, Default::default(), EngineSettings::default())?;
+    let host = Host::configured(&Config::at(Path::new(&place))?, Shops)?;
     let at_us = UNIX_EPOCH.elapsed()?.as_micros() as i64;
     for i in 0..orders {
         let (number, shop) = (format!("order {i}"), format!("shop {}", i % 7));

@@ -108,8 +108,7 @@ fn session(
         let home = home(log, Some(store), settings(threads, upto, partitioned_by_id));
         Member::start(home, cluster).unwrap()
     };
-    let members: Vec<Member> =
-        clusters(store, processes, threads).into_iter().map(start).collect();
+    let members: Vec<Member> = clusters(store, processes, threads).into_iter().map(start).collect();
     let until = Instant::now() + PATIENCE;
     let shown = |member: &Member| member.tables().visible().map_or(0, |at| at.epoch);
     while members.iter().any(|member| shown(member) < upto) {
