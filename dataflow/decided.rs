@@ -8,12 +8,8 @@
 //! shown; both are harmless. `allowed_lateness` only says when a bucket is called settling.
 
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io, path::Path};
+use trueup_log::replace_file;
 use trueup_operators::{rollup::RollupSpec, time::Lateness};
 
 const FILE: &str = "decided";
@@ -152,15 +148,9 @@ impl Decided {
         toml::from_str(&text).map(Some).map_err(|error| of_file(&path, error))
     }
 
-    /// Whole or not at all: a new file takes the place of the old one once it is on the disk.
     fn store(&self, dir: &Path) -> io::Result<()> {
         let text = toml::to_string(self).map_err(io::Error::other)?;
-        let new: PathBuf = dir.join(format!("{FILE}.new"));
-        let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, dir.join(FILE))?;
-        File::open(dir)?.sync_all()
+        replace_file(&dir.join(FILE), text.as_bytes())
     }
 }
 

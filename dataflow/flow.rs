@@ -324,7 +324,10 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Rollups<'s, B, N, M> {
                 .then(|| Said::Incidents(ledgered.incidents.clone()));
             counts.into_iter().chain(incidents)
         });
-        Output { said: said.concat(fates), others, times: Rc::clone(&deduped.context.times) }
+        let context = &deduped.context;
+        let (symbols, threads) = (Arc::clone(&context.symbols), context.threads);
+        let times = Rc::clone(&context.times);
+        Output { said: said.concat(fates), others, symbols, threads, times }
     }
 }
 
@@ -349,6 +352,8 @@ impl<'s, B: EventBatch, const N: usize, M: Exchanged> Rollups<'s, B, N, M> {
 pub struct Output<'s, const N: usize, M> {
     said: StreamVec<'s, Epoch, Said<N, M>>,
     others: StreamVec<'s, Epoch, Said<N, M>>,
+    symbols: Arc<Symbols>,
+    threads: usize,
     times: Times,
 }
 
@@ -362,8 +367,12 @@ impl<const N: usize, M: Exchanged> Output<'_, N, M> {
         from: Epoch,
     ) -> [Committed; 2] {
         let committed = [Rc::new(Cell::new(from)), Rc::new(Cell::new(from))];
-        commit::commit(self.said, rows, Rc::clone(&self.times), Rc::clone(&committed[0]));
-        commit::commit(self.others, others, self.times, Rc::clone(&committed[1]));
+        let Output { said, others: other, symbols, threads, times } = self;
+        let worker = said.scope().index();
+        let crossing = || Crossing::new(Arc::clone(&symbols), worker, threads);
+        let [first, second] = committed.each_ref().map(Rc::clone);
+        commit::commit(said, vec![rows], crossing(), Rc::clone(&times), first);
+        commit::commit(other, vec![others], crossing(), times, second);
         committed
     }
 }

@@ -121,6 +121,14 @@ impl Until<'_> {
         self.write_all(&encode(kind, body))
     }
 
+    /// Takes a frame that is of this kind; its body.
+    pub(super) fn expect(&mut self, due: Kind, bytes_max: usize) -> io::Result<Vec<u8>> {
+        match self.next(bytes_max)? {
+            (kind, body) if kind == due => Ok(body),
+            (kind, _) => Err(invalid(format!("a frame {kind:?} where {due:?} is due"))),
+        }
+    }
+
     /// Takes a frame with a body of no more than `bytes_max`.
     pub(super) fn next(&mut self, bytes_max: usize) -> io::Result<(Kind, Vec<u8>)> {
         let mut bytes = vec![0; HEAD_BYTES];

@@ -58,8 +58,7 @@ pub(super) fn connect(
     hello.extend(secret.tag(CONNECT, &nonces, &hello));
     peer.send(Kind::Hello, &hello)?;
 
-    let (kind, verdict) = peer.next(BODY_BYTES_MAX)?;
-    expect(kind, Kind::Verdict)?;
+    let verdict = peer.expect(Kind::Verdict, BODY_BYTES_MAX)?;
     let said = proven(secret, ACCEPT, &nonces, &verdict)?;
     let theirs = match said.split_first() {
         Some((0, identity)) => Identity::decode(identity)?,
@@ -88,8 +87,7 @@ pub(super) fn accept(
     greet(&mut peer, &my_nonce)?;
     let nonces = [their_nonce, my_nonce];
 
-    let (kind, hello) = peer.next(BODY_BYTES_MAX)?;
-    expect(kind, Kind::Hello)?;
+    let hello = peer.expect(Kind::Hello, BODY_BYTES_MAX)?;
     let proven = proven(secret, CONNECT, &nonces, &hello);
     let judged = proven.and_then(|said| {
         let theirs = Identity::decode(said)?;
@@ -124,13 +122,6 @@ fn greeted(peer: &mut Until<'_>) -> io::Result<Nonce> {
     let mut nonce = [0; TAG_BYTES];
     peer.read_exact(&mut nonce)?;
     Ok(nonce)
-}
-
-fn expect(kind: Kind, expected: Kind) -> io::Result<()> {
-    match kind == expected {
-        true => Ok(()),
-        false => Err(invalid(format!("a frame {kind:?} where {expected:?} is due"))),
-    }
 }
 
 /// What was said before a tag, if the tag is right.

@@ -56,6 +56,22 @@ enum Failed {
     Meeting(MeetError),
 }
 
+impl From<MeetError> for Failed {
+    fn from(error: MeetError) -> Failed {
+        Failed::Meeting(error)
+    }
+}
+
+impl Failed {
+    /// Of a step that has a deadline of its own: that ends the attempt and not the meeting.
+    fn of_step(error: MeetError) -> Failed {
+        match error {
+            MeetError::Late { why } => Failed::Attempt(why),
+            error => Failed::Meeting(error),
+        }
+    }
+}
+
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Failed {
         Failed::Attempt(error.to_string())
@@ -80,22 +96,19 @@ impl Cluster {
                 Err(Failed::Attempt(why)) => why,
             };
             self.door.end();
-            self.check(until, &why).map_err(|error| match error {
-                Failed::Meeting(error) => error,
-                Failed::Attempt(why) => MeetError::Late { why },
-            })?;
+            self.check(until, &why)?;
             tracing::info!(why, "the meeting begins anew");
             std::thread::sleep(BACKOFF_MIN);
         }
     }
 
     /// Whether to go on.
-    fn check(&self, until: Option<Instant>, why: &str) -> Result<(), Failed> {
+    fn check(&self, until: Option<Instant>, why: &str) -> Result<(), MeetError> {
         if self.door.is_closed() {
-            return Err(Failed::Meeting(MeetError::Stopped));
+            return Err(MeetError::Stopped);
         }
         if until.is_some_and(|until| Instant::now() >= until) {
-            return Err(Failed::Meeting(MeetError::Late { why: why.to_owned() }));
+            return Err(MeetError::Late { why: why.to_owned() });
         }
         Ok(())
     }
@@ -118,7 +131,7 @@ impl Cluster {
         let mut data = self.empty();
         self.collect(&mut data, &mut self.empty(), &links, deadline)?;
         for link in links.iter().flatten() {
-            await_frame(link, Kind::Ready, deadline)?;
+            Until::new(link, deadline).expect(Kind::Ready, BODY_BYTES_MAX)?;
         }
         for link in links.iter_mut().flatten() {
             Until::new(link, deadline).send(Kind::Start, &[])?;
@@ -192,8 +205,9 @@ impl Cluster {
         let [leader] = leader;
         links[0] = leader;
         for leader in links[..1].iter().flatten() {
-            Until::new(leader, deadline).send(Kind::Ready, &[])?;
-            await_frame(leader, Kind::Start, deadline)?;
+            let mut leader = Until::new(leader, deadline);
+            leader.send(Kind::Ready, &[])?;
+            leader.expect(Kind::Start, BODY_BYTES_MAX)?;
         }
         Ok(Sockets { number, links, data })
     }
@@ -240,21 +254,12 @@ impl Cluster {
                 return Err(Failed::Attempt("a process left while the mesh was built".into()));
             }
             self.check(Some(deadline), "the mesh was not built in time")
-                .map_err(|failed| self.attempt(failed))?;
+                .map_err(Failed::of_step)?;
         }
     }
 
-    /// A deadline of one attempt ends that attempt and not the meeting.
-    fn attempt(&self, failed: Failed) -> Failed {
-        match failed {
-            Failed::Meeting(MeetError::Late { why }) => Failed::Attempt(why),
-            failed => failed,
-        }
-    }
-
-    fn record(&self, number: u64) -> Result<(), Failed> {
-        let written = self.number.write(number);
-        written.map_err(|error| Failed::Meeting(MeetError::Number(error)))
+    fn record(&self, number: u64) -> Result<(), MeetError> {
+        self.number.write(number).map_err(MeetError::Number)
     }
 
     /// Connects to a process, again and again while it may only be early.
@@ -281,9 +286,9 @@ impl Cluster {
             };
             let why = format!("process {to} at {}: {why}", self.settings.hosts[to]);
             tracing::debug!(why, "not connected yet");
-            self.check(until, &why).map_err(|failed| match purpose {
-                Purpose::Meet => failed,
-                Purpose::Link | Purpose::Data => self.attempt(failed),
+            self.check(until, &why).map_err(|error| match purpose {
+                Purpose::Meet => Failed::Meeting(error),
+                Purpose::Link | Purpose::Data => Failed::of_step(error),
             })?;
             std::thread::sleep(backoff);
             backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -315,13 +320,6 @@ fn dial(host: &str, patience: Duration) -> io::Result<TcpStream> {
         }
     }
     Err(last)
-}
-
-fn await_frame(socket: &TcpStream, due: Kind, deadline: Instant) -> io::Result<()> {
-    match Until::new(socket, deadline).next(BODY_BYTES_MAX)? {
-        (kind, _) if kind == due => Ok(()),
-        (kind, _) => Err(invalid(format!("a frame {kind:?} where {due:?} is due"))),
-    }
 }
 
 /// Whether the peer has closed; a peer that is silent has not.

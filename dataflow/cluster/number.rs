@@ -1,15 +1,11 @@
 //! The newest generation that a process has been in, durable: a number that was used is never used
 //! again, whoever forgets what.
 //!
-//! The file holds one line, `generation N`. It is replaced by renaming, after its bytes are on disk
-//! and before the directory is synced, so a crash leaves the old number or the new one; and it is
-//! written before anyone is told of the number.
+//! The file holds one line, `generation N`. It is replaced as a whole ([`replace_file`]), so a
+//! crash leaves the old number or the new one; and it is written before anyone is told of it.
 
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
+use trueup_log::replace_file;
 
 /// A generation number on disk.
 pub(super) struct Number {
@@ -36,13 +32,6 @@ impl Number {
     }
 
     pub(super) fn write(&self, number: u64) -> io::Result<()> {
-        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        let dir = dir.unwrap_or(Path::new("."));
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        writeln!(file, "generation {number}")?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        File::open(dir)?.sync_all()
+        replace_file(&self.path, format!("generation {number}\n").as_bytes())
     }
 }

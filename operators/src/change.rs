@@ -120,12 +120,14 @@ pub struct Commit<const N: usize, M> {
     pub incidents: Vec<Incident>,
     /// How many of each.
     pub counts: Counts,
-    /// Whether an image is to be taken of what the sink holds after this epoch.
+    /// Whether an image is to be taken of what the sink holds after this epoch. Never of what a
+    /// worker of another process said: its own process takes that.
     pub image: Option<ImageKind>,
 }
 
-/// Where results go: one per worker, called by the worker's thread once an epoch, in order.
+/// Where results go: what one worker says, in one process. Called by a worker's thread once an
+/// epoch, in order: in each process by that of the worker with the same thread number.
 pub trait Sink<const N: usize, M: Group>: 'static {
-    /// Takes an epoch that is complete on all workers.
+    /// Takes an epoch that is complete on all workers of all processes.
     fn commit(&mut self, commit: Commit<N, M>);
 }

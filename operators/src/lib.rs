@@ -23,4 +23,5 @@ pub mod rollup;
 pub mod section;
 pub mod sum;
 pub mod symbols;
+pub mod texts;
 pub mod time;

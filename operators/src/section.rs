@@ -342,6 +342,12 @@ impl Dictionary {
         self.numbers[at] - 1
     }
 
+    /// Whether a symbol has a number.
+    #[inline]
+    pub fn has(&self, symbol: Symbol) -> bool {
+        self.numbers.get(symbol as usize).is_some_and(|&number| number != 0)
+    }
+
     /// How many have numbers.
     pub fn len(&self) -> usize {
         self.listed.len()

@@ -194,7 +194,8 @@ fn run(
                 let sink = views.shard(me * STAGES + stage);
                 let sink = sink.on_image(move |image| out.lock().unwrap().shards.push(image));
                 let committed = Rc::new(Cell::new(from));
-                commit::commit(said, sink, Rc::clone(&times), committed);
+                let crossing = Crossing::new(Arc::clone(&symbols), me, scope.peers());
+                commit::commit(said, vec![sink], crossing, Rc::clone(&times), committed);
             }
         });
         let (me, peers) = (worker.index(), worker.peers());

@@ -11,7 +11,7 @@ use std::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use trueup_generator::{
     chaos::{Chaos, ChaosSettings},
@@ -122,6 +122,9 @@ fn kill_again_and_again<'h>(
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_micros(random.below(150_000)));
+        if nth + 1 == kills {
+            await_checkpoint(&server);
+        }
         server.kill();
         std::thread::sleep(Duration::from_micros(random.below(100_000)));
         server = home.start_with(&["--workers", &(1 + random.below(4)).to_string()]);
@@ -130,6 +133,16 @@ fn kill_again_and_again<'h>(
         traffic.resumed.fetch_add(u64::from(resumed), Ordering::Relaxed);
     }
     server
+}
+
+/// On a busy machine every life so far may have been too short for a checkpoint: the last one that
+/// is ended by force has one, so that a start begins with it.
+fn await_checkpoint(server: &Server<'_>) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while server.client().get("/v1/status").expect(200).json["checkpoint"]["lastEpoch"].is_null() {
+        assert!(Instant::now() < until, "no checkpoint within a minute");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Sends all of it, by eight senders, while the server is killed so many times.

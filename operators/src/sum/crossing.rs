@@ -24,8 +24,7 @@
 //!   0   u32 T   texts
 //!   4   u32 S   sums
 //!   8   u32 B   bytes of the texts
-//!   12  T × u32 where each text ends
-//!       B       texts, UTF-8, one behind the other
+//!   12  the texts, see `texts`
 //!       S × { N × u32 place, i32 bucket, figures as `Group::write` }
 //! u64 sums that are not packed
 //! ```
@@ -47,6 +46,7 @@ use crate::{
     change::Key,
     metrics::Group,
     symbols::{Symbol, Symbols},
+    texts::{Texts, word},
     time::{Bucket, Granularity},
 };
 use serde::{
@@ -68,47 +68,6 @@ pub enum Form {
     Arrived(Texts),
 }
 
-/// The texts that the keys of a chunk name, each once: place 0 is the first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Texts {
-    /// One behind the other.
-    joined: String,
-    /// Where each ends in `joined`, ascending, at the ends of characters.
-    ends: Vec<u32>,
-}
-
-impl Texts {
-    fn push(&mut self, text: &str) {
-        self.joined.push_str(text);
-        self.ends.push(self.joined.len() as u32);
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &str> {
-        let mut start = 0;
-        self.ends.iter().map(move |&end| {
-            let text = &self.joined[start..end as usize];
-            start = end as usize;
-            text
-        })
-    }
-
-    fn checked(joined: &[u8], ends: Vec<u32>) -> Result<Texts, String> {
-        let joined = std::str::from_utf8(joined).map_err(|e| format!("its texts: {e}"))?;
-        let mut start = 0;
-        for (place, &end) in ends.iter().enumerate() {
-            if joined.get(start..end as usize).is_none() {
-                let bytes = joined.len();
-                return Err(format!("text {place} would be bytes {start}..{end} of {bytes}"));
-            }
-            start = end as usize;
-        }
-        if start != joined.len() {
-            return Err(format!("its texts end at byte {start} of {}", joined.len()));
-        }
-        Ok(Texts { joined: joined.to_owned(), ends })
-    }
-}
-
 /// Bytes before the ends of the texts.
 const HEAD_BYTES: usize = 12;
 
@@ -117,14 +76,13 @@ const fn sum_bytes<const N: usize, M: Group>() -> usize {
 }
 
 fn pack<const N: usize, M: Group>(texts: &Texts, sums: &[Sum<N, M>]) -> Vec<u8> {
-    let (count, joined) = (texts.ends.len(), texts.joined.len());
-    let len = HEAD_BYTES + count * 4 + joined + sums.len() * sum_bytes::<N, M>();
+    let (count, joined) = (texts.len(), texts.joined.len());
+    let len = HEAD_BYTES + texts.written_bytes() + sums.len() * sum_bytes::<N, M>();
     let mut bytes = Vec::with_capacity(len);
     for number in [count, sums.len(), joined] {
         bytes.extend((number as u32).to_le_bytes());
     }
-    texts.ends.iter().for_each(|end| bytes.extend(end.to_le_bytes()));
-    bytes.extend(texts.joined.as_bytes());
+    texts.write(&mut bytes);
     for sum in sums {
         sum.key.iter().for_each(|place| bytes.extend(place.to_le_bytes()));
         bytes.extend(sum.bucket.0.to_le_bytes());
@@ -145,7 +103,7 @@ fn unpack<const N: usize, M: Group>(bytes: &[u8]) -> Result<Unpacked<N, M>, Stri
     if Some(rest.len()) != sums.checked_mul(each) {
         return Err(format!("{sums} sums of {each} bytes are not {} bytes", rest.len()));
     }
-    let texts = Texts::checked(joined, ends.chunks_exact(4).map(word).collect())?;
+    let texts = Texts::read(ends, joined)?;
     let sums = rest.chunks_exact(each).map(|bytes| sum(bytes, count)).collect::<Result<_, _>>()?;
     Ok(Unpacked { texts, sums })
 }
@@ -158,10 +116,6 @@ fn sum<const N: usize, M: Group>(bytes: &[u8], texts: usize) -> Result<Sum<N, M>
     let bucket = Bucket(word(&bytes[N * 4..]) as i32);
     let metrics = M::read(&bytes[N * 4 + 4..]).ok_or("figures are none")?;
     Ok(Sum { key, bucket, metrics })
-}
-
-fn word(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes(std::array::from_fn(|i| bytes[i]))
 }
 
 /// A [`Chunk`] as it is written.
@@ -278,6 +232,11 @@ impl Crossing {
         &self.symbols
     }
 
+    /// Workers of each process.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads as usize
+    }
+
     /// The chunk as it must be sent: itself if its target is in this process, else with texts.
     pub fn depart<const N: usize, M: Exchanged>(&mut self, chunk: Chunk<N, M>) -> Chunk<N, M> {
         if chunk.target / self.threads == self.process { chunk } else { self.pack(chunk) }
@@ -311,7 +270,7 @@ impl Crossing {
     /// symbols of this process, new ones for texts that were not known here.
     pub fn arrive<const N: usize, M: Exchanged>(&mut self, mut chunk: Chunk<N, M>) -> Chunk<N, M> {
         let Form::Arrived(texts) = std::mem::take(&mut chunk.form) else { return chunk };
-        self.symbols.intern_all(texts.iter(), &mut self.named);
+        texts.intern(&self.symbols, &mut self.named);
         for sum in &mut chunk.sums {
             sum.key = sum.key.map(|place| self.named[place as usize]);
         }

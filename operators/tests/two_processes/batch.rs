@@ -3,8 +3,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 use trueup_operators::{
-    change::{Counts, Key},
-    event::{DecodeError, EventBatch},
+    change::{Counts, Incident, Key},
+    event::{DecodeError, EventBatch, Fate, Position},
     feed::{EpochTimes, Located},
     hash::{self, IdHash},
     ledger::{Ledgered, RowDelta, Standing},
@@ -103,6 +103,24 @@ impl EventBatch for Batch {
     }
 }
 
+/// Where the batch with this number in an epoch is in the log.
+pub(crate) fn offset(epoch: u64, number: usize) -> u64 {
+    epoch << 8 | number as u64
+}
+
+/// Events beside these that did not count, made of every one whose price is a multiple of five;
+/// not in the order of their positions.
+pub(crate) fn incidents(offset: u64, given: &[Given]) -> Vec<Incident> {
+    let of_fives = (0..).zip(given).filter(|(_, of)| of.nanos % 5 == 0);
+    let incident = |(row, of): (u16, &Given)| {
+        let number = of.nanos as usize / 5;
+        let fate = [Fate::Conflict, Fate::Quarantined, Fate::TooLate][number % 3];
+        let position = Position { partition: (number % 4) as u16, offset, row };
+        Incident { fate, position, log_time: LogTime(of.at_us) }
+    };
+    of_fives.map(incident).collect()
+}
+
 /// What the ledger would say of these.
 pub(crate) fn ledgered(offset: u64, given: &[Given], symbols: &Symbols) -> Arc<Ledgered<Batch>> {
     let standing = |row: usize, of: &Given| {
@@ -121,8 +139,10 @@ pub(crate) fn ledgered(offset: u64, given: &[Given], symbols: &Symbols) -> Arc<L
         nanos: given.iter().map(|of| of.nanos).collect(),
     };
     let located = Located { partition: 0, offset, log_time: LogTime(0), batch };
-    let (batch, counts) = (Some(Arc::new(located)), Counts::default());
-    Arc::new(Ledgered { batch, rows, incidents: Vec::new(), counts })
+    let (batch, incidents) = (Some(Arc::new(located)), incidents(offset, given));
+    let mut counts = Counts::default();
+    incidents.iter().for_each(|incident| counts.fates[incident.fate as usize] += 1);
+    Arc::new(Ledgered { batch, rows, incidents, counts })
 }
 
 /// Rollup 0 by both dimensions, rollup 1 by the first.

@@ -1,29 +1,26 @@
-//! Both stages over two processes: two sets of workers with their own symbols, joined by real
+//! Both stages over several processes: sets of workers with their own symbols, joined by real
 //! sockets, must say in every epoch what the same number of workers in one process say, and what a
-//! single worker says, as texts, for random schedules and tables that overflow.
+//! single worker says, as texts, for random schedules and tables that overflow; and every process
+//! must be handed all of it (`replicas`).
 //!
-//! The processes are sets of threads of this one; what makes them two is that nothing is shared but
-//! two sockets. `TRUEUP_SEED` repeats a run.
+//! The processes are sets of threads of this one; what makes them several is that nothing is shared
+//! but sockets. `TRUEUP_SEED` repeats a run.
 #![allow(clippy::unwrap_used)]
 
 mod batch;
+mod cluster;
+mod replicas;
 
-use batch::{Batch, ByKey, schedule};
+use batch::{Batch, ByKey, offset, schedule};
+use cluster::Process;
 use std::{
     collections::BTreeMap,
-    net::{TcpListener, TcpStream},
     rc::Rc,
     sync::{Arc, Mutex},
 };
 use timely::{
     WorkerConfig,
-    communication::{
-        Hooks, WorkerGuards,
-        allocator::{
-            AllocatorBuilder, ProcessBuilder,
-            zero_copy::initialize::initialize_networking_from_sockets,
-        },
-    },
+    communication::WorkerGuards,
     container::CapacityContainerBuilder,
     dataflow::{
         InputHandle,
@@ -61,21 +58,32 @@ fn specs(rows_max: u32) -> Vec<RollupSpec> {
     specs
 }
 
-/// The worker of both stages; `threads` of them share `symbols`.
+/// The symbols of a process: each has met other texts before, in another order; the first none.
+fn strangers(process: u64) -> Arc<Symbols> {
+    let symbols = Arc::new(Symbols::default());
+    (0..process * 100).for_each(|i| {
+        symbols.intern(&format!("y{}", hash::mix(i, process) % 300));
+    });
+    symbols
+}
+
+/// The seed of this run, printed so that a failure can be repeated.
+fn seed() -> u64 {
+    let seed = std::env::var("TRUEUP_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20);
+    println!("TRUEUP_SEED={seed}");
+    seed
+}
+
+/// The workers of both stages of a process; `threads` of them share `symbols`.
 fn start(
-    builders: Vec<AllocatorBuilder>,
-    others: Box<dyn std::any::Any + Send>,
+    (builders, others): Process,
     threads: usize,
     rows_max: u32,
     script: Arc<Vec<batch::Epoch>>,
     out: Out,
-    stranger: u64,
+    symbols: Arc<Symbols>,
 ) -> WorkerGuards<()> {
-    let symbols = Arc::new(Symbols::default());
-    // Another process has met other texts before, in another order.
-    (0..stranger * 100).for_each(|i| {
-        symbols.intern(&format!("y{}", hash::mix(i, stranger) % 300));
-    });
     timely::execute::execute_from(builders, others, WorkerConfig::default(), move |worker| {
         let times = Times::default();
         let mut input =
@@ -104,7 +112,7 @@ fn start(
             times.borrow_mut().insert(at.times.epoch, under_way);
             input.advance_to(at.times.epoch);
             for (i, given) in at.given.iter().enumerate().filter(|(i, _)| i % peers == me) {
-                input.send(batch::ledgered(i as u64, given, &symbols));
+                input.send(batch::ledgered(offset(at.times.epoch, i), given, &symbols));
             }
             input.advance_to(at.times.epoch + 1);
             worker.step();
@@ -129,69 +137,41 @@ fn note(epoch: Epoch, said: Said<2, Metrics>, symbols: &Symbols, out: &Out) {
     }
 }
 
-fn finished(guards: Vec<WorkerGuards<()>>, out: Out) -> (Seen, Counts) {
+fn finished(guards: Vec<WorkerGuards<()>>) {
     for guards in guards {
         guards.join().into_iter().for_each(|worker| worker.unwrap());
     }
-    Arc::try_unwrap(out).unwrap().into_inner().unwrap()
 }
 
-fn in_one_process(
-    workers: usize,
+fn run(
+    processes: usize,
+    threads: usize,
     rows_max: u32,
     script: &Arc<Vec<batch::Epoch>>,
 ) -> (Seen, Counts) {
     let out = Out::default();
-    let hooks = Hooks::default();
-    let builders = ProcessBuilder::new_typed_vector(workers, hooks.refill, hooks.spill);
-    let builders = builders.into_iter().map(AllocatorBuilder::Process).collect();
-    let (script, to) = (Arc::clone(script), Arc::clone(&out));
-    let guards = start(builders, Box::new(()), workers, rows_max, script, to, 0);
-    finished(vec![guards], out)
-}
-
-/// The sockets of each of two processes.
-fn sockets() -> [Vec<Option<TcpStream>>; 2] {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (two, _) = listener.accept().unwrap();
-    one.set_nodelay(true).unwrap();
-    two.set_nodelay(true).unwrap();
-    [vec![None, Some(one)], vec![Some(two), None]]
-}
-
-fn in_two_processes(each: usize, rows_max: u32, script: &Arc<Vec<batch::Epoch>>) -> (Seen, Counts) {
-    let out = Out::default();
     let mut guards = Vec::new();
-    for (process, sockets) in sockets().into_iter().enumerate() {
-        let hooks = Hooks::default();
-        let builders =
-            ProcessBuilder::new_typed_vector(each, hooks.refill.clone(), hooks.spill.clone());
-        let (builders, others) =
-            initialize_networking_from_sockets(builders, sockets, process, each, hooks).unwrap();
-        let builders = builders.into_iter().map(AllocatorBuilder::Tcp).collect();
+    for (number, process) in (0..).zip(cluster::processes(processes, threads)) {
         let (script, to) = (Arc::clone(script), Arc::clone(&out));
-        let stranger = process as u64 + 1;
-        guards.push(start(builders, Box::new(others), each, rows_max, script, to, stranger));
+        guards.push(start(process, threads, rows_max, script, to, strangers(number)));
     }
-    finished(guards, out)
+    finished(guards);
+    Arc::try_unwrap(out).unwrap().into_inner().unwrap()
 }
 
 #[test]
 fn two_processes_say_what_one_says() {
-    let seed = std::env::var("TRUEUP_SEED").ok().and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20);
-    println!("TRUEUP_SEED={seed}");
+    let seed = seed();
     for (round, rows_max) in [1, 64, 128, 640, ROWS_MAX_MAX].into_iter().enumerate() {
         let script = Arc::new(schedule(seed + round as u64, 30));
-        let (expected, counts) = in_one_process(1, rows_max, &script);
+        let (expected, counts) = run(1, 1, rows_max, &script);
         assert_eq!(counts.arithmetic_errors, 0);
         assert_eq!(counts.folded > 0, rows_max <= 640, "{rows_max} rows fold");
         assert!(expected.len() > 500, "{} changes are no test", expected.len());
         let what = format!("{rows_max} rows");
-        same(&in_one_process(4, rows_max, &script), &expected, &format!("{what}, 1 × 4"));
-        same(&in_two_processes(1, rows_max, &script), &expected, &format!("{what}, 2 × 1"));
-        same(&in_two_processes(2, rows_max, &script), &expected, &format!("{what}, 2 × 2"));
+        same(&run(1, 4, rows_max, &script), &expected, &format!("{what}, 1 × 4"));
+        same(&run(2, 1, rows_max, &script), &expected, &format!("{what}, 2 × 1"));
+        same(&run(2, 2, rows_max, &script), &expected, &format!("{what}, 2 × 2"));
     }
 }
 

@@ -119,6 +119,15 @@ pub(crate) fn create_whole(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Re
     disk.sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
+/// Puts a file of these bytes in the place of another, or of none: after a crash there is the old
+/// one or the new one, whole. Until it is on disk it lies beside, with `.new` behind its name.
+///
+/// # Errors
+/// When the system cannot; then the old one may be there still.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    create_whole(&RealDisk, path, bytes)
+}
+
 /// The real one.
 pub(crate) struct RealDisk;
 

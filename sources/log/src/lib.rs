@@ -52,6 +52,7 @@ mod tests;
 
 pub use check::{Damage, IndexState, PartitionReport, Repair, Report, SegmentReport, check};
 pub use counters::Counts;
+pub use disk::replace_file;
 pub use format::PAYLOAD_BYTES_MAX;
 pub use identity::Identity;
 pub use journal::Journal;

@@ -15,12 +15,13 @@
 
 use crate::settings::unavailable;
 use std::{
-    fs::{self, File},
-    io::{self, ErrorKind, Write},
+    fs,
+    io::ErrorKind,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
+use trueup_log::replace_file;
 use trueup_operators::log::LogError;
 
 const MAGIC: [u8; 4] = *b"tspl";
@@ -72,20 +73,11 @@ impl Drained {
 
     /// Notes that everything before `offset` is in Kafka. Called by the drain alone.
     pub(super) fn advance(&self, offset: u64) -> Result<(), LogError> {
-        self.store(offset).map_err(|error| {
+        replace_file(&self.dir.join("drained"), &encode(offset)).map_err(|error| {
             unavailable(format!("{} cannot be written: {error}", self.dir.display()))
         })?;
         self.offset.store(offset, SeqCst);
         Ok(())
-    }
-
-    fn store(&self, offset: u64) -> io::Result<()> {
-        let (beside, path) = (self.dir.join("drained.new"), self.dir.join("drained"));
-        let mut file = File::create(&beside)?;
-        file.write_all(&encode(offset))?;
-        file.sync_data()?;
-        fs::rename(&beside, &path)?;
-        File::open(&self.dir)?.sync_all()
     }
 }
 

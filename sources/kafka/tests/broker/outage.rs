@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 use trueup_kafka::{KafkaLog, KafkaSettings};
-use trueup_operators::log::{Append, Log, LogError, Topic, append_and_wait, contract};
+use trueup_operators::log::{Append, End, Log, LogError, Topic, append_and_wait, contract};
 
 /// Numbered frames for one partition.
 fn numbered(partition: u16, nth: u64) -> Append {
@@ -148,6 +148,15 @@ fn await_writable(log: &KafkaLog) {
     }
 }
 
+/// The same offsets, at no earlier time.
+#[track_caller]
+fn assert_later(later: &[End], earlier: &[End]) {
+    for (later, earlier) in later.iter().zip(earlier) {
+        assert_eq!(later.offset, earlier.offset);
+        assert!(later.complete_to >= earlier.complete_to, "time goes back: {later:?} {earlier:?}");
+    }
+}
+
 #[test]
 fn while_all_brokers_are_mute_nothing_blocks_for_long_and_nothing_goes_back() {
     let _alone = alone();
@@ -167,15 +176,10 @@ fn while_all_brokers_are_mute_nothing_blocks_for_long_and_nothing_goes_back() {
     let asked = Instant::now();
     let known = log.ends(Topic::Events);
     assert!(asked.elapsed() < Duration::from_millis(1_000), "{:?}", asked.elapsed());
-    for (known, before) in known.iter().zip(&before) {
-        assert_eq!(known.offset, before.offset);
-        assert!(known.complete_to >= before.complete_to, "time goes back: {known:?} {before:?}");
-    }
+    assert_later(&known, &before);
     std::thread::sleep(Duration::from_millis(2 * settings.ends_timeout_ms));
     let before = log.ends(Topic::Events);
-    for (before, known) in before.iter().zip(&known) {
-        assert!(before.complete_to >= known.complete_to, "time goes back: {before:?} {known:?}");
-    }
+    assert_later(&before, &known);
     let asked = Instant::now();
     for _ in 0..10 {
         assert_eq!(log.ends(Topic::Events), before, "what was known stands, with its time");
