@@ -255,7 +255,7 @@ impl Host {
             Some((store, decided)) => {
                 let (installation, rollups) = (log.identity().installation_hex(), job.rollups());
                 let of = Of { installation, decided, rollups, engine };
-                start::open(store, &**log.log(), of, &views)?
+                start::open(Arc::new(store), &**log.log(), of, &views)?
             }
         };
         let (loaded, checkpoints) = (begin.loaded.clone(), begin.checkpoints.clone());

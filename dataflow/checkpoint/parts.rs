@@ -7,7 +7,7 @@
 //!   SealedPart: where its index is, or why not ─▶   all parts are there
 //!                                                   reads and checks each index
 //!                                                   publishes the manifest, or not
-//!   the next increment lies on it, or there  ◀─ Outcome: the manifest, or why not
+//!   the next increment lies on it, or there  ◀─ Ended: the manifest, or why not
 //!   is none: the next one is whole
 //! ```
 //!
@@ -67,7 +67,7 @@ pub(crate) struct SealedPack {
 
 /// How a checkpoint ended, as the leader says it to all members.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Outcome {
+pub(crate) struct Ended {
     /// The leader's generation.
     pub(crate) generation: u64,
     /// Which checkpoint.
@@ -84,6 +84,53 @@ impl SealedPack {
         let (part, bytes_written) = (packed.part(writer), packed.bytes_written());
         SealedPack { part, bytes_written, pause_us }
     }
+}
+
+impl Ended {
+    /// What was published, if it is a checkpoint of this generation and epoch that can be.
+    pub(super) fn checked(&self) -> Result<&Manifest, String> {
+        let manifest = self.result.as_deref().map_err(Clone::clone)?;
+        if (manifest.generation, manifest.epoch) != (self.generation, self.epoch) {
+            let (name, epoch) = (manifest.name(), self.epoch);
+            return Err(format!("the leader says of epoch {epoch} that {name} was published"));
+        }
+        manifest.check()?;
+        Ok(manifest)
+    }
+}
+
+/// The parts of all members of a checkpoint; nothing when there are none.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    /// By writer.
+    pub(super) parts: Vec<Part>,
+    /// Bytes that all have written together.
+    pub(super) bytes_written: u64,
+    /// The longest that any worker was held up.
+    pub(super) pause_us: u64,
+}
+
+/// What all members have sealed, in the order of their numbers, which is the order in which every
+/// later start takes it.
+///
+/// # Errors
+/// What is wrong with the first member that has sealed nothing.
+pub(super) fn gather(
+    members: impl IntoIterator<Item = SealedPart>,
+) -> Result<Gathered, CheckpointError> {
+    let mut gathered = Gathered::default();
+    for SealedPart { writer, sealed, .. } in members {
+        let sealed = sealed.map_err(|reason| CheckpointError::Part { writer, reason })?;
+        if sealed.part.writer != writer {
+            let reason = format!("says that it is that of process {}", sealed.part.writer);
+            return Err(CheckpointError::Part { writer, reason });
+        }
+        gathered.bytes_written = gathered.bytes_written.saturating_add(sealed.bytes_written);
+        gathered.pause_us = gathered.pause_us.max(sealed.pause_us);
+        gathered.parts.push(sealed.part);
+    }
+    gathered.parts.sort_by_key(|part| part.writer);
+    Ok(gathered)
 }
 
 /// A reason as it is told: not longer than it may be.
