@@ -19,6 +19,7 @@
 pub mod keeper;
 pub mod manifest;
 pub mod pack;
+pub(crate) mod parts;
 pub(crate) mod pieces;
 pub(crate) mod start;
 pub mod store;

@@ -383,7 +383,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
             }
             Some((store, decided)) => {
                 let leading = start::Leading {
-                    generation: generation.number(),
+                    generation: Some(generation.number()),
                     place: place(seat),
                     broken: self.broken.lock().clone(),
                     say: say_to_all(generation),

@@ -23,14 +23,34 @@
 //! checkpoint of each is whole), and a writer deletes only packs of its own and of older
 //! generations; so what a younger one has under way or keeps, a zombie never touches.
 //!
+//! # Several processes
+//!
+//! The processes of a generation share the store. Each writes a pack of its own state, with its own
+//! number as the writer; process 0 *leads*: it claims the generation, which it was given a number
+//! for, and does 3 to 5 alone. Step 2 is then that all packs are durable. A *member* seals its pack,
+//! tells the leader where the index is, and waits whether that was published; it publishes nothing
+//! and deletes nothing.
+//!
+//! No pack that a member has under way is garbage, because there is one checkpoint at a time: the
+//! leader comes to 5 only after every member has answered for the epoch, and marks the next epoch
+//! after 5. So while it collects, no process of its generation is writing, and a pack of its
+//! generation that no manifest names is of an epoch that failed. Members of older generations may
+//! still be writing; what they write is named by no manifest that could be the newest.
+//!
+//! An increment lies on what the manifest before names. When something failed anywhere, the leader
+//! chooses a whole one for all; a member that has nothing to lie on refuses an increment
+//! ([`CheckpointError::NothingBefore`]), and the leader compares what each index names with the
+//! manifest before ([`super::parts`]).
+//!
 //! # Which ones are kept
 //!
 //! The newest `kept` manifests that are not known to be broken: one that was found broken at the
 //! start does not push a good one out.
 
 use super::{
-    manifest::{At, MANIFEST_BYTES_MAX, Manifest, ManifestName, Of, Taken},
+    manifest::{At, MANIFEST_BYTES_MAX, Manifest, ManifestName, Of, Part, Taken},
     pack::{Index, PackError, PackOf, PackWriter, Sealed},
+    parts,
     store::{Listed, Store, StoreError},
 };
 use std::{
@@ -40,8 +60,8 @@ use std::{
 
 /// The least that `kept` may be; see above.
 pub const KEPT_MIN: usize = 2;
-/// Which process of a generation writes: there is one.
-const WRITER: u32 = 0;
+/// Which process of a generation leads: it alone publishes and deletes.
+pub const LEADER: u32 = 0;
 
 /// How many checkpoints there are, and what they consist of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +95,26 @@ pub enum CheckpointError {
     /// The manifest cannot be written.
     #[error("{0}")]
     Manifest(String),
+    /// An increment was asked for, and there is nothing that it could lie on.
+    #[error("an increment has nothing to lie on in process {writer}; the next one is whole")]
+    NothingBefore {
+        /// Which process.
+        writer: u32,
+    },
+    /// A process has no part of it, or one that cannot be named.
+    #[error("the part of process {writer}: {reason}")]
+    Part {
+        /// Which process.
+        writer: u32,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A member was asked to publish.
+    #[error("process {writer} publishes no checkpoint; the leader of the cluster does")]
+    NotLeader {
+        /// Which process.
+        writer: u32,
+    },
 }
 
 /// A checkpoint that is under way.
@@ -90,6 +130,18 @@ pub struct Packed {
     sealed: Sealed,
     whole: bool,
     bytes_written: u64,
+}
+
+impl Packed {
+    /// Where its index is.
+    pub fn part(&self, writer: u32) -> Part {
+        Part::new(writer, &self.sealed.index, self.sealed.place)
+    }
+
+    /// Bytes that were written.
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written
+    }
 }
 
 /// What a checkpoint that was published came to.
@@ -112,15 +164,17 @@ pub struct Garbage {
     pub failed: Option<String>,
 }
 
-/// Writes the checkpoints of one generation.
+/// Writes the checkpoints of one generation, or one process's part of them.
 pub struct Keeper {
     store: Arc<dyn Store>,
     settings: KeepSettings,
     of: Of,
     generation: u64,
-    /// What the last checkpoint of this generation consists of.
+    writer: u32,
+    /// What the last checkpoint of this generation consists of, of this writer's part.
     index: Index,
-    chain: u32,
+    /// The last checkpoint of this generation.
+    last: Option<Manifest>,
     /// The next one is whole: there is none yet, or something failed since.
     whole_next: bool,
     /// Manifests that were found broken.
@@ -142,27 +196,76 @@ impl Keeper {
             match store.publish(&generation_name(generation), Vec::new()) {
                 Err(StoreError::Exists { .. }) => {}
                 Err(error) => return Err(error.into()),
-                Ok(()) => {
-                    let keeper = Keeper {
-                        store,
-                        settings: KeepSettings { kept: settings.kept.max(KEPT_MIN), ..settings },
-                        of,
-                        generation,
-                        index: Index::default(),
-                        chain: 0,
-                        whole_next: true,
-                        broken: BTreeSet::new(),
-                    };
-                    return Ok(keeper);
-                }
+                Ok(()) => return Ok(Keeper::new(store, settings, of, generation, LEADER)),
             }
         }
         unreachable!("there are 2⁶⁴ generations")
     }
 
+    /// Claims the generation of this number, which the processes of a cluster have agreed on: to
+    /// lead it. Before a manifest to start from is looked for, as [`Keeper::claim`].
+    ///
+    /// # Errors
+    /// `Fenced` when it was claimed before, or a newer one; else when the store cannot, and then
+    /// the number is spent.
+    pub fn claim_as(
+        store: Arc<dyn Store>,
+        settings: KeepSettings,
+        of: Of,
+        generation: u64,
+    ) -> Result<Keeper, CheckpointError> {
+        let newer = newest_generation(&*store)?;
+        if newer >= generation {
+            return Err(CheckpointError::Fenced { own: generation, newer });
+        }
+        match store.publish(&generation_name(generation), Vec::new()) {
+            Err(StoreError::Exists { .. }) => {
+                Err(CheckpointError::Fenced { own: generation, newer: generation })
+            }
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(Keeper::new(store, settings, of, generation, LEADER)),
+        }
+    }
+
+    /// Writes a member's part in a generation that the leader claims. Touches nothing.
+    pub fn join(
+        store: Arc<dyn Store>,
+        settings: KeepSettings,
+        of: Of,
+        generation: u64,
+        writer: u32,
+    ) -> Keeper {
+        Keeper::new(store, settings, of, generation, writer)
+    }
+
+    fn new(
+        store: Arc<dyn Store>,
+        settings: KeepSettings,
+        of: Of,
+        generation: u64,
+        writer: u32,
+    ) -> Keeper {
+        Keeper {
+            store,
+            settings: KeepSettings { kept: settings.kept.max(KEPT_MIN), ..settings },
+            of,
+            generation,
+            writer,
+            index: Index::default(),
+            last: None,
+            whole_next: true,
+            broken: BTreeSet::new(),
+        }
+    }
+
     /// Which generation this is.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Which process of it this is.
+    pub fn writer(&self) -> u32 {
+        self.writer
     }
 
     /// A manifest cannot be loaded: it counts for nothing, and goes with the next checkpoint.
@@ -174,8 +277,10 @@ impl Keeper {
     /// on the last whole one already, or more than half of what would be kept is dead.
     pub fn wants_whole(&self) -> bool {
         self.whole_next
-            || self.chain + 1 >= self.settings.whole_every
-            || self.index.bytes_live() < self.index.bytes_named() / 2
+            || self.last.as_ref().is_none_or(|last| {
+                last.chain + 1 >= self.settings.whole_every
+                    || last.bytes_live < last.bytes_named() / 2
+            })
     }
 
     /// The images since the last checkpoint are lost: the next one has to be whole.
@@ -186,9 +291,12 @@ impl Keeper {
     /// Begins the checkpoint of an epoch. `whole`: all sections will come, not only changed ones.
     ///
     /// # Errors
-    /// When the store cannot.
+    /// When an increment would have nothing to lie on, or the store cannot.
     pub fn begin(&self, epoch: u64, whole: bool) -> Result<Taking<'_>, CheckpointError> {
-        let of = PackOf { epoch, generation: self.generation, writer: WRITER };
+        if self.whole_next && !whole {
+            return Err(CheckpointError::NothingBefore { writer: self.writer });
+        }
+        let of = PackOf { epoch, generation: self.generation, writer: self.writer };
         let pack = PackWriter::create(&*self.store, of)?;
         Ok(Taking { pack, whole })
     }
@@ -220,26 +328,72 @@ impl Keeper {
         at: &At,
         taken: Taken,
     ) -> Result<Published, CheckpointError> {
+        self.publish_all(packed, &[], at, taken)
+    }
+
+    /// The same, with the parts of all members, which have sealed them; `taken.bytes_written` is
+    /// what they have written. What the store has of each part is read and checked first.
+    ///
+    /// # Errors
+    /// When a part is not what its writer says or not of this checkpoint, this generation is
+    /// fenced, or the store cannot.
+    pub fn publish_all(
+        &mut self,
+        packed: Packed,
+        members: &[Part],
+        at: &At,
+        taken: Taken,
+    ) -> Result<Published, CheckpointError> {
         self.whole_next = true;
-        self.check_fence()?;
+        if self.writer != LEADER {
+            return Err(CheckpointError::NotLeader { writer: self.writer });
+        }
+        let own = packed.part(self.writer);
         let Packed { sealed, whole, bytes_written } = packed;
-        let chain = if whole { 0 } else { self.chain + 1 };
-        let parts = [(WRITER, &sealed.index, sealed.place)];
-        let taken = Taken { bytes_written, ..taken };
-        let manifest = Manifest::new(&self.of, self.generation, at, chain, &parts, taken);
+        let before = self.last.as_ref().filter(|_| !whole);
+        let chain = before.map_or(0, |last| last.chain + 1);
+        let indexes = parts::read(&*self.store, self.generation, at.row.epoch, members, before)?;
+        parts::check(before, &own, &sealed.index, members, &indexes)?;
+        let mut all = vec![(LEADER, &sealed.index, sealed.place)];
+        let read = members.iter().zip(&indexes);
+        all.extend(read.map(|(part, index)| (part.writer, index, part.place())));
+        let taken = Taken { bytes_written: bytes_written + taken.bytes_written, ..taken };
+        let manifest = Manifest::new(&self.of, self.generation, at, chain, &all, taken);
+        self.publish_manifest(&manifest)?;
+        self.index = sealed.index;
+        self.last = Some(manifest.clone());
+        self.whole_next = false;
+        Ok(Published { manifest, garbage: self.collect() })
+    }
+
+    fn publish_manifest(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let bytes = manifest.encode().map_err(CheckpointError::Manifest)?;
+        self.check_fence()?;
         match self.store.publish(&manifest.name(), bytes) {
             // Only who has the same generation could have been first.
             Err(StoreError::Exists { .. }) => {
                 let (own, newer) = (self.generation, self.generation);
-                return Err(CheckpointError::Fenced { own, newer });
+                Err(CheckpointError::Fenced { own, newer })
             }
-            published => published?,
+            published => Ok(published?),
         }
-        self.index = sealed.index;
-        self.chain = chain;
+    }
+
+    /// The leader has published what this member sealed: the next increment lies on it.
+    ///
+    /// # Errors
+    /// When the manifest does not name that; the next checkpoint has to be whole.
+    pub fn published(&mut self, packed: Packed, manifest: &Manifest) -> Result<(), String> {
+        self.whole_next = true;
+        let own = packed.part(self.writer);
+        if !manifest.parts.contains(&own) {
+            let (name, writer) = (manifest.name(), self.writer);
+            return Err(format!("{name} does not name what process {writer} has sealed for it"));
+        }
+        self.index = packed.sealed.index;
+        self.last = Some(manifest.clone());
         self.whole_next = false;
-        Ok(Published { manifest, garbage: self.collect() })
+        Ok(())
     }
 
     /// Where in the log the oldest checkpoint is that is kept. `None` while there are fewer than
@@ -259,7 +413,7 @@ impl Keeper {
         }
     }
 
-    /// What the last checkpoint of this generation consists of.
+    /// What the last checkpoint of this generation consists of, of this writer's part.
     pub fn index(&self) -> &Index {
         &self.index
     }
@@ -328,8 +482,11 @@ fn generation_of(name: &str) -> Option<u64> {
     name.strip_prefix("generations/")?.parse().ok()
 }
 
-/// The newest generation that has claimed, or that anything is of.
-fn newest_generation(store: &dyn Store) -> Result<u64, StoreError> {
+/// The newest generation that has claimed, or that a manifest is of: the next has a greater number.
+///
+/// # Errors
+/// When the store cannot say.
+pub fn newest_generation(store: &dyn Store) -> Result<u64, StoreError> {
     let claimed = store.list("generations")?;
     let claimed = claimed.iter().filter_map(|listed| generation_of(&listed.name)).max();
     let published = manifests(store)?.first().map(|name| name.generation);

@@ -159,6 +159,12 @@ pub struct Taken {
 }
 
 impl Part {
+    /// A writer's, by what its pack ends with.
+    pub fn new(writer: u32, index: &Index, place: IndexPlace) -> Part {
+        let pack = index.packs.last().map(|pack| pack.name.clone()).unwrap_or_default();
+        Part { writer, pack, at: place.at, bytes: place.bytes, crc: place.crc }
+    }
+
     /// Where the index is.
     pub fn place(&self) -> IndexPlace {
         IndexPlace { at: self.at, bytes: self.bytes, crc: self.crc }
@@ -189,13 +195,8 @@ impl Manifest {
             packs.map(|pack| Pack { name: pack.name.clone(), bytes: pack.bytes }).collect();
         packs.sort();
         packs.dedup();
-        let part = |&(writer, index, place): &(u32, &Index, IndexPlace)| Part {
-            writer,
-            pack: index.packs.last().map(|pack| pack.name.clone()).unwrap_or_default(),
-            at: place.at,
-            bytes: place.bytes,
-            crc: place.crc,
-        };
+        let part =
+            |&(writer, index, place): &(u32, &Index, IndexPlace)| Part::new(writer, index, place);
         Manifest {
             format: FORMAT,
             installation: of.installation.clone(),
@@ -206,7 +207,8 @@ impl Manifest {
             remap_offset: at.remap_offset,
             decided: of.decided.clone(),
             rollups: of.rollups.clone(),
-            workers: of.engine.workers,
+            // Each process has so many.
+            workers: of.engine.workers * parts.len(),
             chain,
             parts: parts.iter().map(part).collect(),
             packs,
@@ -282,7 +284,12 @@ impl Manifest {
         Ok(manifest)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Whether it is one that can be, by itself: [`Manifest::decode`] looks, and so does who was
+    /// told a manifest.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
         let At { row, .. } = self.at()?;
         let within = (1..=PARTS_MAX).contains(&self.parts.len())
             && (1..=PARTS_MAX * PACKS_MAX).contains(&self.packs.len())
@@ -304,7 +311,7 @@ impl Manifest {
 }
 
 /// The name of a manifest. Ordered: the greatest is the newest, whoever wrote it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ManifestName {
     /// The writer's generation.
     pub generation: u64,

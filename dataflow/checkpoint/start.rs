@@ -7,6 +7,18 @@
 //! epoch, not of this log) is said, what was loaded of it is dropped, and the next older one is
 //! tried. All of them give the same figures; an older one only leaves more of the log to read.
 //!
+//! # Several processes
+//!
+//! All processes of a generation begin with the same checkpoint: the first one *leads*, chooses it
+//! and says which it is; the others *follow*, load exactly that, and if one cannot, nobody begins.
+//! Each loads the ledgers of its own workers and the rows of all, because every process has all
+//! views.
+//!
+//! So the rows must get the same numbers in each, as what a worker says of a row is told to all
+//! processes by its number. They do: sections are taken by part, in the order of the manifest, and
+//! in a part by key; rows of a section in their order there. Neither the numbers that a process has
+//! for texts nor its place, nor how long anything took, has a part in it.
+//!
 //! # What is compared with the log
 //!
 //! A checkpoint is a function of the log up to its remap row. So the log must have that very row
@@ -20,13 +32,14 @@ use super::{
     pack::Index,
     pieces::{Whose, vnode_prefix},
     store::{Objects, Store, StoreError},
-    taking::Checkpoints,
+    taking::{Checkpoints, Ended, Role, SealedPart},
 };
 use crate::{
     engine::StartError,
     remap::{self, Cursor},
 };
 use std::{
+    ops::Range,
     sync::Arc,
     thread::ScopedJoinHandle,
     time::{Duration, Instant},
@@ -50,7 +63,7 @@ const PIECES: usize = 1 + 2 * STAGES;
 pub(crate) struct Begin<const N: usize, M> {
     /// The last row whose epoch it has.
     pub(crate) from: Cursor,
-    /// What each worker begins with, if not with nothing.
+    /// What each worker of this process begins with, if not with nothing.
     pub(crate) workers: Vec<Option<WorkerBegin<N, M>>>,
     /// The checkpoint that was loaded.
     pub(crate) loaded: Option<LoadedFrom>,
@@ -104,6 +117,16 @@ pub enum LoadError {
         /// Whose it should be.
         own: String,
     },
+    /// It cannot begin with what the others begin with.
+    #[error(
+        "all processes begin with the checkpoint {name}, and this one cannot load it: {reason}"
+    )]
+    Chosen {
+        /// The manifest.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Neither a checkpoint nor the beginning of the log.
     #[error(
         "no checkpoint can be loaded, and the log no longer has its beginning ({first}): set back \
@@ -131,37 +154,158 @@ impl<const N: usize, M> Begin<N, M> {
     }
 }
 
-/// Claims the store for a new generation, loads what there is, and starts the thread that writes.
+/// Which of the workers of a job are a process's own. Workers are numbered through all processes,
+/// by process and then by thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Which process.
+    pub(crate) process: usize,
+    /// How many there are.
+    pub(crate) processes: usize,
+    /// Workers of each.
+    pub(crate) threads: usize,
+}
+
+impl Place {
+    /// Of the only process.
+    pub(crate) fn alone(threads: usize) -> Place {
+        Place { process: 0, processes: 1, threads }
+    }
+
+    /// Workers of all processes.
+    fn peers(&self) -> usize {
+        self.processes * self.threads
+    }
+
+    /// Its own.
+    fn own(&self) -> Range<usize> {
+        let first = self.process * self.threads;
+        first..first + self.threads
+    }
+}
+
+/// How a process begins that says what all begin with.
+pub(crate) struct Leading {
+    /// The generation that the processes have agreed on; `None`: the next one.
+    pub(crate) generation: Option<u64>,
+    /// Its place: the first one.
+    pub(crate) place: Place,
+    /// Checkpoints that a process could not load.
+    pub(crate) broken: Vec<ManifestName>,
+    /// Tells the members how a checkpoint ended; see [`Role`].
+    pub(crate) say: Box<dyn Fn(Ended) + Send + Sync>,
+}
+
+/// How a process begins that is told with what.
+pub(crate) struct Following {
+    /// The generation that the processes have agreed on.
+    pub(crate) generation: u64,
+    /// Its place: not the first one.
+    pub(crate) place: Place,
+    /// What the leader has chosen; `None`: the beginning of the log.
+    pub(crate) chosen: Option<ManifestName>,
+    /// Tells the leader of a part of a checkpoint; see [`Role`].
+    pub(crate) say: Box<dyn Fn(SealedPart) + Send + Sync>,
+}
+
+/// Begins the run of a process that is alone: as [`lead`] in the next generation.
 ///
 /// # Errors
-/// When the store cannot, is another's, or there is nothing to begin with.
+/// As [`lead`].
 pub(crate) fn open<const N: usize, M: Group>(
-    store: Objects,
+    store: Arc<Objects>,
     log: &dyn Log,
     of: Of,
     views: &Arc<Views<N, M>>,
 ) -> Result<Begin<N, M>, StartError> {
+    let place = Place::alone(of.engine.workers);
+    let say = Box::new(|_| {});
+    let leading = Leading { generation: None, place, broken: Vec::new(), say };
+    lead(store, log, of, views, leading).map(|(begin, _)| begin)
+}
+
+/// Claims the store for a generation, loads what there is, and starts the thread that writes and
+/// publishes. Which checkpoint it was that all processes begin with; `None`: the beginning of the
+/// log. `of.engine.workers` are the workers of each process; `views` have the shards of all.
+///
+/// # Errors
+/// When the generation is fenced, the store cannot, is another's, or there is nothing to begin
+/// with.
+pub(crate) fn lead<const N: usize, M: Group>(
+    store: Arc<Objects>,
+    log: &dyn Log,
+    of: Of,
+    views: &Arc<Views<N, M>>,
+    leading: Leading,
+) -> Result<(Begin<N, M>, Option<ManifestName>), StartError> {
+    let Leading { generation, place, broken, say } = leading;
     let settings = of.engine.checkpoint;
-    let opened = || {
-        let store = Arc::new(store);
+    aside(|| {
+        let (claimed, keep) = (Arc::clone(&store) as Arc<dyn Store>, settings.keep());
         // First the claim: what an older generation still writes then does no harm.
-        let claimed =
-            Keeper::claim(Arc::clone(&store) as Arc<dyn Store>, settings.keep(), of.clone());
-        let mut keeper = claimed?;
+        let mut keeper = match generation {
+            None => Keeper::claim(claimed, keep, of.clone())?,
+            Some(generation) => Keeper::claim_as(claimed, keep, of.clone(), generation)?,
+        };
+        // No member of this generation writes before it was told what to begin with.
         for folder in ["packs", "manifests"] {
             store.remove_unfinished(folder).map_err(LoadError::from)?;
         }
-        let mut begin = begin(&*store, log, &of, views)?;
-        begin.broken.iter().for_each(|&broken| keeper.condemn(broken));
-        let pieces = of.engine.workers * PIECES;
-        let checkpoints = Checkpoints::start(keeper, settings.interval, pieces)
-            .map_err(|e| StartError::Thread(e.to_string()))?;
-        begin.checkpoints = Some(checkpoints);
+        let (mut begin, chosen) = begin(&*store, log, &of, views, place, &broken)?;
+        for &broken in broken.iter().chain(&begin.broken) {
+            keeper.condemn(broken);
+        }
+        let role = match place.processes - 1 {
+            0 => Role::Alone,
+            members => Role::Leader { members: members as u32, say },
+        };
+        begin.checkpoints = Some(takes(keeper, &of, place, role)?);
+        Ok((begin, chosen))
+    })
+}
+
+/// Loads what the leader has chosen, and nothing else, and starts the thread that writes this
+/// process's part of checkpoints.
+///
+/// # Errors
+/// When that cannot be loaded.
+pub(crate) fn follow<const N: usize, M: Group>(
+    store: Arc<Objects>,
+    log: &dyn Log,
+    of: Of,
+    views: &Arc<Views<N, M>>,
+    following: Following,
+) -> Result<Begin<N, M>, StartError> {
+    let Following { generation, place, chosen, say } = following;
+    aside(|| {
+        let joined = Arc::clone(&store) as Arc<dyn Store>;
+        let keep = of.engine.checkpoint.keep();
+        let keeper = Keeper::join(joined, keep, of.clone(), generation, place.process as u32);
+        let mut begin = match chosen {
+            None => origin(log, place.threads)?,
+            Some(name) => told(&*store, log, &of, views, place, name)?,
+        };
+        begin.checkpoints = Some(takes(keeper, &of, place, Role::Member { say })?);
         Ok(begin)
-    };
-    // A thread of its own: who calls may be one that must not block.
-    std::thread::scope(|scope| scope.spawn(opened).join())
+    })
+}
+
+/// Loads on a thread of its own: who calls may be one that must not block.
+fn aside<T: Send>(begin: impl FnOnce() -> Result<T, StartError> + Send) -> Result<T, StartError> {
+    std::thread::scope(|scope| scope.spawn(begin).join())
         .unwrap_or_else(|_| Err(StartError::Thread("loading ended by a panic".to_owned())))
+}
+
+/// Starts the thread that writes.
+fn takes(
+    keeper: Keeper,
+    of: &Of,
+    place: Place,
+    role: Role,
+) -> Result<Arc<Checkpoints>, StartError> {
+    let pieces = place.threads * PIECES;
+    Checkpoints::start(keeper, of.engine.checkpoint.interval, pieces, role)
+        .map_err(|e| StartError::Thread(e.to_string()))
 }
 
 /// Begins at the beginning of the log.
@@ -180,8 +324,8 @@ pub(crate) fn origin<const N: usize, M>(
     }
 }
 
-/// Loads the newest checkpoint that can be loaded into views that are still empty, or begins at the
-/// beginning of the log.
+/// Loads the newest checkpoint that can be loaded into views that are still empty, but none of those
+/// that are known to be broken, or begins at the beginning of the log. Which one it was.
 ///
 /// # Errors
 /// When the store cannot be listed or is another's, or when there is nothing to begin with.
@@ -190,32 +334,21 @@ pub(crate) fn begin<const N: usize, M: Group>(
     log: &dyn Log,
     of: &Of,
     views: &Arc<Views<N, M>>,
-) -> Result<Begin<N, M>, LoadError> {
+    place: Place,
+    known_broken: &[ManifestName],
+) -> Result<(Begin<N, M>, Option<ManifestName>), LoadError> {
     let started = Instant::now();
     let (mut broken, mut reasons) = (Vec::new(), Vec::new());
-    for name in manifests(store)? {
-        let loaded = read_manifest(store, name).and_then(|manifest| {
-            let is_own = manifest.installation == of.installation;
-            let loaded = if is_own { load(store, log, of, views, &manifest)? } else { None };
-            Ok((manifest, loaded))
-        });
-        match loaded {
-            Ok((manifest, Some((from, workers)))) => {
-                let loaded = LoadedFrom {
-                    epoch: manifest.epoch,
-                    generation: manifest.generation,
-                    sections: manifest.sections,
-                    bytes: manifest.bytes_live,
-                    passed_over: broken.len(),
-                    took: started.elapsed(),
-                };
-                let workers = workers.into_iter().map(Some).collect();
-                let loaded = Some(loaded);
-                return Ok(Begin { from, workers, loaded, broken, checkpoints: None });
-            }
-            Ok((manifest, None)) => {
-                let (found, own) = (manifest.installation, of.installation.clone());
-                return Err(LoadError::Foreign { name: name.to_string(), found, own });
+    for (passed_over, name) in manifests(store)?.into_iter().enumerate() {
+        if known_broken.contains(&name) {
+            reasons.push(format!("{name}: another process could not load it"));
+            continue;
+        }
+        match one(store, log, of, views, place, name)? {
+            Ok((mut begin, mut loaded)) => {
+                (loaded.passed_over, loaded.took) = (passed_over, started.elapsed());
+                begin.loaded = Some(loaded);
+                return Ok((Begin { broken, ..begin }, Some(name)));
             }
             Err(reason) => {
                 tracing::warn!(%name, reason, "not a usable checkpoint; the one before is tried");
@@ -225,7 +358,7 @@ pub(crate) fn begin<const N: usize, M: Group>(
         }
     }
     match beginning_missing(log) {
-        None => Ok(Begin { broken, ..Begin::origin(log, of.engine.workers) }),
+        None => Ok((Begin { broken, ..Begin::origin(log, place.threads) }, None)),
         Some(first) => {
             if reasons.is_empty() {
                 reasons.push("there is none".to_owned());
@@ -233,6 +366,60 @@ pub(crate) fn begin<const N: usize, M: Group>(
             Err(LoadError::Nothing { first, reasons: reasons.join("; ") })
         }
     }
+}
+
+/// Loads the checkpoint that all processes begin with into views that are still empty.
+fn told<const N: usize, M: Group>(
+    store: &dyn Store,
+    log: &dyn Log,
+    of: &Of,
+    views: &Arc<Views<N, M>>,
+    place: Place,
+    name: ManifestName,
+) -> Result<Begin<N, M>, LoadError> {
+    let started = Instant::now();
+    match one(store, log, of, views, place, name)? {
+        Ok((begin, loaded)) => {
+            let loaded = Some(LoadedFrom { took: started.elapsed(), ..loaded });
+            Ok(Begin { loaded, ..begin })
+        }
+        Err(reason) => Err(LoadError::Chosen { name: name.to_string(), reason }),
+    }
+}
+
+/// Loads one checkpoint; what is wrong with it, if it cannot be.
+///
+/// # Errors
+/// When it is another installation's.
+fn one<const N: usize, M: Group>(
+    store: &dyn Store,
+    log: &dyn Log,
+    of: &Of,
+    views: &Arc<Views<N, M>>,
+    place: Place,
+    name: ManifestName,
+) -> Result<Result<(Begin<N, M>, LoadedFrom), String>, LoadError> {
+    let manifest = match read_manifest(store, name) {
+        Ok(manifest) => manifest,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    if manifest.installation != of.installation {
+        let (found, own) = (manifest.installation, of.installation.clone());
+        return Err(LoadError::Foreign { name: name.to_string(), found, own });
+    }
+    let loaded = load(store, log, of, views, place, &manifest);
+    Ok(loaded.map(|(from, workers)| {
+        let workers = workers.into_iter().map(Some).collect();
+        let loaded = LoadedFrom {
+            epoch: manifest.epoch,
+            generation: manifest.generation,
+            sections: manifest.sections,
+            bytes: manifest.bytes_live,
+            passed_over: 0,
+            took: Duration::ZERO,
+        };
+        (Begin { from, workers, loaded: None, broken: Vec::new(), checkpoints: None }, loaded)
+    }))
 }
 
 /// What a run goes on after, and what its workers have.
@@ -243,8 +430,9 @@ fn load<const N: usize, M: Group>(
     log: &dyn Log,
     of: &Of,
     views: &Arc<Views<N, M>>,
+    place: Place,
     manifest: &Manifest,
-) -> Result<Option<Resumed<N, M>>, String> {
+) -> Result<Resumed<N, M>, String> {
     let at = manifest.at()?;
     check_job(manifest, of)?;
     check_log(&at, log)?;
@@ -253,7 +441,7 @@ fn load<const N: usize, M: Group>(
     let (ledgers, rows) = std::thread::scope(|scope| {
         let sections = &sections;
         let ledger = |worker| {
-            let peers = of.engine.workers as u32;
+            let peers = place.peers() as u32;
             let settings = LedgerSettings {
                 shuffled: !of.engine.partitioned_by_id,
                 ..LedgerSettings::new(of.engine.lateness, worker as u32, peers)
@@ -261,7 +449,7 @@ fn load<const N: usize, M: Group>(
             let partitions = of.engine.id_partitions(log);
             scope.spawn(move || load_ledger(store, sections, settings, partitions))
         };
-        let ledgers: Vec<_> = (0..of.engine.workers).map(ledger).collect();
+        let ledgers: Vec<_> = place.own().map(ledger).collect();
         let rows = load_rows(store, sections, &at, views);
         let join = |thread: ScopedJoinHandle<'_, Result<Ledger, String>>| {
             thread.join().unwrap_or_else(|_| Err("loading it ended by a panic".to_owned()))
@@ -269,10 +457,15 @@ fn load<const N: usize, M: Group>(
         (ledgers.into_iter().map(join).collect::<Result<Vec<_>, _>>(), rows)
     });
     let (ledgers, rows) = (ledgers?, rows?.finish().map_err(|e| e.to_string())?);
+    let (workers, peers) = (rows.len(), place.peers());
+    if workers != peers {
+        return Err(format!("the views are those of {workers} workers, there are {peers}"));
+    }
+    let rows = rows.into_iter().skip(place.own().start);
     let begin = |(ledger, rows)| WorkerBegin { ledger, rows };
     let workers = ledgers.into_iter().zip(rows).map(begin).collect();
     let from = Cursor { row: Arc::new(at.row), next: at.remap_offset };
-    Ok(Some((from, workers)))
+    Ok((from, workers))
 }
 
 /// Loads the ledger of a worker: the vnodes that it owns now, whoever owned them before.

@@ -79,7 +79,7 @@ fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Epoch) -> Ses
                 engine: settings,
             };
             let store = Objects::in_dir(store).unwrap();
-            start::open(store, &*journal, of, &views).unwrap()
+            start::open(Arc::new(store), &*journal, of, &views).unwrap()
         }
     };
     let (from, passed_over) = (begin.from.row.epoch, begin.broken.len());
