@@ -456,6 +456,11 @@ impl Host {
         self.current.get().loaded.clone()
     }
 
+    /// How many newer checkpoints could not be loaded.
+    pub(crate) fn passed_over(&self) -> usize {
+        self.current.get().passed_over
+    }
+
     /// Why this process cannot go on, if it cannot. The end of a generation is no such reason.
     pub fn fault(&self) -> Option<String> {
         match &self.member {

@@ -150,7 +150,7 @@ impl Member {
         let tables: Arc<dyn Tables> = home.views(&Seat::alone(home.engine.workers));
         let engine = Arc::new(Engine::at_rest(log, Arc::clone(&symbols), home.engine)?);
         let served = Served::new(Arc::clone(&tables), symbols);
-        let current = Current::new(Run { engine, tables, loaded: None });
+        let current = Current::new(Run { engine, tables, loaded: None, passed_over: 0 });
         let state = State {
             generation: None,
             generations: 0,

@@ -26,6 +26,8 @@ pub(crate) struct Run {
     pub(crate) tables: Arc<dyn Tables>,
     /// The checkpoint that it began with.
     pub(crate) loaded: Option<LoadedFrom>,
+    /// How many newer ones could not be loaded.
+    pub(crate) passed_over: usize,
 }
 
 /// What all runs of a job have in common.
@@ -87,6 +89,7 @@ impl<J: Job<N>, const N: usize> Home<J, N> {
         led: Option<Led>,
     ) -> Result<Run, StartError> {
         let (loaded, checkpoints) = (begin.loaded.clone(), begin.checkpoints.clone());
+        let passed_over = begin.broken.len();
         let sink = |place: usize| {
             let checkpoints = checkpoints.clone();
             let sink = views.shard(place).on_image(move |image| {
@@ -106,7 +109,7 @@ impl<J: Job<N>, const N: usize> Home<J, N> {
             |worker| [0, 1].map(|stage| sink(worker * 2 + stage)),
             move |times| announced.announce(times),
         )?;
-        Ok(Run { engine: Arc::new(engine), tables: views, loaded })
+        Ok(Run { engine: Arc::new(engine), tables: views, loaded, passed_over })
     }
 }
 

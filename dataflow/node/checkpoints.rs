@@ -8,8 +8,10 @@ use trueup_queries::Runtime;
 impl Node {
     /// Deletes what the log need not hold any more.
     pub(super) fn shorten(&self, shortening: &mut Shortening) {
-        let checkpoints = self.host.engine().checkpoints();
-        let Some(oldest) = checkpoints.and_then(|checkpoints| checkpoints.oldest()) else { return };
+        let engine = self.host.engine();
+        let Some(oldest) = engine.checkpoints().and_then(|checkpoints| checkpoints.oldest()) else {
+            return;
+        };
         if let Err(error) = shortening.shorten(self.host.log(), &oldest, self.collector()) {
             tracing::warn!(%error, "the log could not be shortened; it is tried again");
         }
@@ -18,19 +20,21 @@ impl Node {
     /// What this start began with.
     pub(super) fn recovery(&self) -> Value {
         let loaded = self.host.loaded();
+        let loaded = loaded.as_ref();
         let seconds = self.recovery.lock().map(|r| r.as_secs_f64());
         json!({
             "seconds": seconds,
             "loadSeconds": loaded.map(|l| l.took.as_secs_f64()),
             "fromEpoch": loaded.map_or(0, |l| l.epoch),
             "bytesLoaded": loaded.map_or(0, |l| l.bytes),
-            "checkpointsPassedOver": loaded.map_or(0, |l| l.passed_over),
+            "checkpointsPassedOver": self.host.passed_over(),
         })
     }
 
     /// What is known of the checkpoints of this run; `null`: none are taken.
     pub(super) fn checkpoint(&self) -> Value {
-        let Some(checkpoints) = self.host.engine().checkpoints() else { return Value::Null };
+        let engine = self.host.engine();
+        let Some(checkpoints) = engine.checkpoints() else { return Value::Null };
         let status = checkpoints.status();
         let last = status.last.as_ref();
         json!({

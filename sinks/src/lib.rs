@@ -16,7 +16,7 @@ pub use block::RowBlock;
 pub use catalog::{Catalog, View, ViewId, ViewKind};
 pub use incidents::ReadEvents;
 pub use tables::{
-    Filter, Follow, IncidentPage, Memory, Page, Place, ReadError, Slots, Span, Start, Step,
-    SumQuery, Summed, Tables,
+    Filter, Follow, IncidentKey, IncidentPage, Memory, Page, Place, ReadError, Slots, Span, Start,
+    Step, SumQuery, Summed, Tables,
 };
 pub use views::{Loader, ShardImage, ShardSink, ViewSettings, Views};

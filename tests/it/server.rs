@@ -150,7 +150,7 @@ impl<'h> Server<'h> {
     pub(crate) fn wait_until_ready(&mut self) {
         let (client, began) = (self.client(), Instant::now());
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.ended() {
                 panic!("the server ended with {status}:\n{}", self.home.stderr());
             }
             let answer = client.try_get("/readyz");
@@ -187,7 +187,7 @@ impl<'h> Server<'h> {
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
+            if let Some(status) = self.ended() {
                 return status;
             }
             assert!(began.elapsed() < PATIENCE, "it does not end:\n{}", self.home.stderr());

@@ -8,23 +8,19 @@ use super::{
 };
 use crate::{
     CheckpointSettings,
-    checkpoint::{
-        keeper::manifests,
-        manifest::Of,
-        start::{self, Begin},
-        store::Objects,
-    },
+    checkpoint::{keeper::manifests, store::Objects},
     decided::Decided,
-    engine::{Engine, EngineSettings},
+    engine::EngineSettings,
     epochs::{Cut, EpochSettings},
+    run::{Home, Run},
     topology::AdJob,
     verify::{self, VerifySettings},
 };
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use trueup_generator::random::Random;
 use trueup_log::Journal;
-use trueup_operators::{log::Log, metrics::Metrics, symbols::Symbols, time::Epoch};
-use trueup_sinks::{Tables, ViewSettings, Views};
+use trueup_operators::{symbols::Symbols, time::Epoch};
+use trueup_sinks::{Tables, ViewSettings};
 
 const EPOCHS: Epoch = 150;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -60,54 +56,27 @@ fn settings(workers: usize, upto: Epoch) -> EngineSettings {
 }
 
 fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Epoch) -> Session {
-    let journal: Arc<dyn Log> = {
-        let (journal, _) = Journal::open_read_only(log).unwrap();
-        Arc::new(journal)
-    };
-    let settings = settings(workers, upto);
-    let symbols = Arc::new(Symbols::default());
-    let mut kept = ViewSettings::new(2 * workers, rollups(), LATENESS);
+    let (journal, _) = Journal::open_read_only(log).unwrap();
+    let mut kept = ViewSettings::new(0, rollups(), LATENESS);
     (kept.history_us_max, kept.digests) = (i64::MAX, true);
-    let views: Arc<Views<4, Metrics>> = Views::new(kept, Arc::clone(&symbols));
-    let begin: Begin<4, Metrics> = match store {
-        None => start::origin(&*journal, workers).unwrap(),
-        Some(store) => {
-            let of = Of {
-                installation: "one".into(),
-                decided: Decided::new(&LATENESS, &rollups()),
-                rollups: rollups(),
-                engine: settings,
-            };
-            let store = Objects::in_dir(store).unwrap();
-            start::open(Arc::new(store), &*journal, of, &views).unwrap()
-        }
+    let decided = Decided::new(&LATENESS, &rollups());
+    let home = Home::<AdJob, 4> {
+        log: Arc::new(journal),
+        installation: "one".into(),
+        symbols: Arc::new(Symbols::default()),
+        job: Arc::new(AdJob { rollups: rollups() }),
+        engine: settings(workers, upto),
+        views: kept,
+        store: store.map(|store| (Arc::new(Objects::in_dir(store).unwrap()), decided)),
     };
-    let (from, passed_over) = (begin.from.row.epoch, begin.broken.len());
-    let checkpoints = begin.checkpoints.clone();
-    let announced = Arc::clone(&views);
-    let sink = |place: usize| {
-        let checkpoints = checkpoints.clone();
-        let sink = views.shard(place).on_image(move |image| {
-            checkpoints.as_ref().unwrap().hand_over(Box::new(image));
-        });
-        Box::new(sink) as Box<_>
-    };
-    let engine = Engine::start_from(
-        begin,
-        AdJob { rollups: rollups() },
-        journal,
-        symbols,
-        settings,
-        |worker| [0, 1].map(|stage| sink(worker * 2 + stage)),
-        move |times| announced.announce(times),
-    )
-    .unwrap();
+    let Run { engine, tables, loaded, passed_over } = home.alone().unwrap();
     engine.catch_up(PATIENCE).unwrap();
-    let status = checkpoints.map(|checkpoints| checkpoints.status());
+    let status = engine.checkpoints().map(|checkpoints| checkpoints.status());
     assert!(status.is_none_or(|status| status.failed == 0));
     engine.stop();
-    let hashes = (from + 1..=upto).map(|epoch| (epoch, views.epoch_hash(epoch))).collect();
-    Session { from, passed_over, hashes, tables: views }
+    let from = loaded.map_or(0, |loaded| loaded.epoch);
+    let hashes = (from + 1..=upto).map(|epoch| (epoch, tables.epoch_hash(epoch))).collect();
+    Session { from, passed_over, hashes, tables }
 }
 
 #[test]
