@@ -348,6 +348,10 @@ impl Keeper {
         if self.writer != LEADER {
             return Err(CheckpointError::NotLeader { writer: self.writer });
         }
+        if !members.is_empty() {
+            // A younger generation deletes what this one has not named: not the members' fault.
+            self.check_fence()?;
+        }
         let own = packed.part(self.writer);
         let Packed { sealed, whole, bytes_written } = packed;
         let before = self.last.as_ref().filter(|_| !whole);
