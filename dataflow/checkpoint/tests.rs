@@ -6,6 +6,7 @@
 mod crash;
 mod damage;
 mod generations;
+mod places;
 mod recorded;
 mod resumed;
 mod roles;
