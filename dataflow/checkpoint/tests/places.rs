@@ -12,6 +12,7 @@ use crate::{
     checkpoint::{
         keeper::{CheckpointError, Keeper, Sections, manifests, newest_generation, read_manifest},
         manifest::{Manifest, ManifestName, Of, Part, Taken},
+        pack::{Key, Place as Section},
         pieces::Whose,
         start::{self, Begin, Following, Leading, LoadError, Place},
         store::Objects,
@@ -121,6 +122,20 @@ impl Recorded {
         let Manifest { parts, sections, workers, .. } = published.manifest;
         assert_eq!((parts.len(), sections, workers), (processes, whole.sections, WORKERS));
         ManifestName { generation, epoch: whole.epoch }
+    }
+
+    /// Flips a bit of the first section of a checkpoint's last part that is one of these.
+    fn break_a_section(&self, name: ManifestName, is_one: impl Fn(&[u8], u16) -> bool) {
+        let (store, partitions) = (self.objects(), self.open_log().partitions(Topic::Events));
+        let manifest = read_manifest(&*store, name).unwrap();
+        let index = manifest.parts.last().unwrap().index(&*store).unwrap();
+        let mut sections = index.sections.iter();
+        let found = |(key, place): &(&Key, &Section)| place.bytes > 0 && is_one(key, partitions);
+        let (_, place) = sections.find(found).unwrap();
+        let pack = self.store.join(&index.packs[usize::from(place.pack)].name);
+        let mut bytes = std::fs::read(&pack).unwrap();
+        bytes[place.at as usize] ^= 1;
+        std::fs::write(&pack, bytes).unwrap();
     }
 
     /// What a process begins with, and what it shows; the first one leads.
@@ -342,13 +357,16 @@ fn all_begin_with_what_every_one_of_them_can_load() {
     let fenced = matches!(error, StartError::Checkpoint(CheckpointError::Fenced { .. }));
     assert!(fenced, "{error}");
 
-    // Nothing but what was chosen: neither an older one, nor a newer one.
-    let pack =
-        recorded.store.join(format!("packs/{:020}-{}-1.pack", newer.epoch, newer.generation));
-    let mut bytes = std::fs::read(&pack).unwrap();
-    bytes[40] ^= 1;
-    std::fs::write(&pack, bytes).unwrap();
-    let error = follows(&recorded, own(), Some(newer)).err().unwrap();
+    // Something breaks that only the member reads: the leader does not notice. The member takes
+    // nothing but what was chosen: neither an older one, nor a newer one.
+    recorded.break_a_section(newer, |key, partitions| {
+        let vnode = Whose::of(key) == Some(Whose::Vnode);
+        vnode && hash::partition_of_vnode(usize::from(key[1]), partitions) % 2 == 1
+    });
+    let (begin, chosen) = leads(&recorded, own(), generation + 1, Vec::new()).unwrap();
+    begin.checkpoints.unwrap().stop();
+    assert_eq!(chosen, Some(newer));
+    let error = follows(&recorded, own(), chosen).err().unwrap();
     let chosen = matches!(&error, StartError::Load(LoadError::Chosen { name, .. })
         if *name == newer.to_string());
     assert!(chosen && error.to_string().contains("checksum"), "{error}");
@@ -360,15 +378,16 @@ fn all_begin_with_what_every_one_of_them_can_load() {
     assert_eq!((begin.from.row.epoch, begin.workers.len()), (0, 1));
     assert!(begin.workers[0].is_none() && begin.loaded.is_none());
 
-    // The leader finds out by itself.
-    let (begin, chosen) = leads(&recorded, own(), generation + 1, Vec::new()).unwrap();
+    // What all read, the leader notices by itself.
+    recorded.break_a_section(newer, |key, _| Whose::of(key) == Some(Whose::Rows));
+    let (begin, chosen) = leads(&recorded, own(), generation + 2, Vec::new()).unwrap();
     begin.checkpoints.unwrap().stop();
     assert_eq!((chosen, begin.broken), (Some(older), vec![newer]));
 
     let foreign = Of { installation: of_no_job().installation, ..own() };
     let error = follows(&recorded, foreign.clone(), Some(older)).err().unwrap();
     assert!(matches!(error, StartError::Load(LoadError::Foreign { .. })), "{error}");
-    let error = leads(&recorded, foreign, generation + 2, Vec::new()).err().unwrap();
+    let error = leads(&recorded, foreign, generation + 3, Vec::new()).err().unwrap();
     assert!(matches!(error, StartError::Load(LoadError::Foreign { .. })), "{error}");
     let gone = ManifestName { generation: 1, epoch: 1 << 40 };
     let error = follows(&recorded, own(), Some(gone)).err().unwrap();
