@@ -256,7 +256,7 @@ fn rows_have_the_same_numbers_in_every_process() {
                 let (texts, counts) = (rows.values().map(Vec::len).sum::<usize>(), views.counts());
                 assert!(texts > 100, "{texts} rows");
                 let counts = counts.unwrap().1;
-                let first = first.get_or_insert_with(|| (rows.clone(), counts.clone()));
+                let first = first.get_or_insert_with(|| (rows.clone(), counts));
                 assert_eq!((&rows, &counts), (&first.0, &first.1), "{parts} parts, {place:?}");
             }
             let sorted = sorted(first.unwrap().0);
