@@ -27,9 +27,9 @@
 //!
 //! The processes of a generation share the store. Each writes a pack of its own state, with its own
 //! number as the writer; process 0 *leads*: it claims the generation, which it was given a number
-//! for, and does 3 to 5 alone. Step 2 is then that all packs are durable. A *member* seals its pack,
-//! tells the leader where the index is, and waits whether that was published; it publishes nothing
-//! and deletes nothing.
+//! for, and does 3 to 5 alone. Step 2 is then that all packs are durable. A *member* seals its
+//! pack, tells the leader where the index is, and waits whether that was published; it publishes
+//! nothing and deletes nothing.
 //!
 //! No pack that a member has under way is garbage, because there is one checkpoint at a time: the
 //! leader comes to 5 only after every member has answered for the epoch, and marks the next epoch
@@ -347,6 +347,10 @@ impl Keeper {
         self.whole_next = true;
         if self.writer != LEADER {
             return Err(CheckpointError::NotLeader { writer: self.writer });
+        }
+        if !members.is_empty() {
+            // A younger generation deletes what this one has not named: not the members' fault.
+            self.check_fence()?;
         }
         let own = packed.part(self.writer);
         let Packed { sealed, whole, bytes_written } = packed;

@@ -74,6 +74,11 @@ pub(crate) struct Live {
 }
 
 impl Live {
+    /// A section is.
+    pub(super) fn add(&mut self, key: impl Into<Key>) {
+        self.keys.insert(key.into());
+    }
+
     /// Whether a section is.
     pub(super) fn has(&self, key: &[u8]) -> bool {
         let continued = || match key {
@@ -119,7 +124,7 @@ impl Piece for LedgerPiece {
 /// The rows of a view's shard.
 impl<const N: usize, M: Group> Piece for ShardImage<N, M> {
     fn live(&self, live: &mut Live) {
-        live.keys.extend(self.keys().map(|key| Key::from(rows_key(&key))));
+        self.keys().for_each(|key| live.add(rows_key(&key)));
     }
 
     fn write(self: Box<Self>, put: &mut Put<'_>) -> Result<(), PackError> {
@@ -137,7 +142,7 @@ pub(crate) struct AccumulatorPiece {
 impl Piece for AccumulatorPiece {
     fn live(&self, live: &mut Live) {
         let key = SectionKey { shard: self.shard, part: Part::Accumulator };
-        live.keys.insert(rows_key(&key).into());
+        live.add(rows_key(&key));
     }
 
     fn write(self: Box<Self>, put: &mut Put<'_>) -> Result<(), PackError> {

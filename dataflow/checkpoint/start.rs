@@ -324,8 +324,8 @@ pub(crate) fn origin<const N: usize, M>(
     }
 }
 
-/// Loads the newest checkpoint that can be loaded into views that are still empty, but none of those
-/// that are known to be broken, or begins at the beginning of the log. Which one it was.
+/// Loads the newest checkpoint that can be loaded into views that are still empty, but none that is
+/// known to be broken, or begins at the beginning of the log. Which one it was.
 ///
 /// # Errors
 /// When the store cannot be listed or is another's, or when there is nothing to begin with.

@@ -1,12 +1,17 @@
 //! Checkpoints without a dataflow: what is written is what is read, every byte that is flipped is
-//! noticed, zombies lose, and the machine may stop at any operation.
+//! noticed, zombies lose, and the machine may stop at any operation; alone, and when several
+//! processes write one checkpoint.
 #![allow(clippy::unwrap_used)]
 
 mod crash;
 mod damage;
+mod generations;
+mod places;
 pub(crate) mod recorded;
 mod resumed;
+mod roles;
 pub(crate) mod simulated;
+mod together;
 mod zombies;
 
 use super::{

@@ -23,19 +23,19 @@ use trueup_operators::{symbols::Symbols, time::Epoch};
 use trueup_sinks::{Tables, ViewSettings};
 
 const EPOCHS: Epoch = 150;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
-type Hashes = BTreeMap<Epoch, Option<u64>>;
+pub(super) type Hashes = BTreeMap<Epoch, Option<u64>>;
 
 /// A job that goes through the epochs of a log, up to one of them.
-struct Session {
+pub(super) struct Session {
     from: Epoch,
     passed_over: usize,
-    hashes: Hashes,
+    pub(super) hashes: Hashes,
     tables: Arc<dyn Tables>,
 }
 
-fn settings(workers: usize, upto: Epoch) -> EngineSettings {
+pub(super) fn settings(workers: usize, upto: Epoch) -> EngineSettings {
     EngineSettings {
         workers,
         lateness: LATENESS,
@@ -55,7 +55,7 @@ fn settings(workers: usize, upto: Epoch) -> EngineSettings {
     }
 }
 
-fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Epoch) -> Session {
+pub(super) fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Epoch) -> Session {
     let (journal, _) = Journal::open_read_only(log).unwrap();
     let mut kept = ViewSettings::new(0, rollups(), LATENESS);
     (kept.history_us_max, kept.digests) = (i64::MAX, true);
