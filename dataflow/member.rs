@@ -321,16 +321,27 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
         let (fed, received) = channel();
         let led = (!seat.leads()).then_some(Led { fed: received });
         let checkpoints = begin.checkpoints.clone();
-        let ears =
-            Ears { generation: Arc::clone(generation), fed, broken: Arc::clone(&self.broken) };
+        let (generation_heard, broken) = (Arc::clone(generation), Arc::clone(&self.broken));
+        let ears = Ears { generation: generation_heard, fed, broken };
+        let told = checkpoints.clone();
         let heard = std::thread::Builder::new()
             .name("words".into())
-            .spawn(move || ears.hear(&words, checkpoints.as_deref()));
-        let run = match (heard, self.home.run(seat, begin, views, led)) {
-            (Ok(_), Ok(run)) => run,
-            (Err(error), _) => return End::Fault(error.to_string()),
-            (_, Err(_)) if generation.failure().is_some() => return over(generation),
-            (_, Err(error)) => return End::Fault(error.to_string()),
+            .spawn(move || ears.hear(&words, told.as_deref()));
+        let run = match heard {
+            Ok(_) => self.home.run(seat, begin, views, led),
+            Err(error) => Err(StartError::Thread(error.to_string())),
+        };
+        let run = match run {
+            Ok(run) => run,
+            Err(error) => {
+                if let Some(checkpoints) = checkpoints {
+                    checkpoints.stop();
+                }
+                return match generation.failure() {
+                    Some(_) => over(generation),
+                    None => End::Fault(error.to_string()),
+                };
+            }
         };
         let (engine, tables) = (Arc::clone(&run.engine), Arc::clone(&run.tables));
         if let Err(reason) = generation.serve(neighbour::answers(&engine, CHECKPOINT_PATIENCE)) {
@@ -481,7 +492,9 @@ impl Ears {
         match (said, leads, checkpoints) {
             // The feed may be over already.
             (Said::Fed(fed), false, _) if from == LEADER => drop(self.fed.send(fed)),
-            (Said::Sealed(part), true, Some(checkpoints)) => checkpoints.sealed(part),
+            (Said::Sealed(part), true, Some(checkpoints)) if part.writer as usize == from => {
+                checkpoints.sealed(part);
+            }
             (Said::Ended(ended), false, Some(checkpoints)) if from == LEADER => {
                 checkpoints.ended(ended);
             }

@@ -67,7 +67,7 @@ pub(crate) struct Begin<const N: usize, M> {
     pub(crate) workers: Vec<Option<WorkerBegin<N, M>>>,
     /// The checkpoint that was loaded.
     pub(crate) loaded: Option<LoadedFrom>,
-    /// Manifests that could not be.
+    /// Newer ones that could not be, here or in another process.
     pub(crate) broken: Vec<ManifestName>,
     /// Who takes the checkpoints of the run.
     pub(crate) checkpoints: Option<Arc<Checkpoints>>,
@@ -92,8 +92,6 @@ pub struct LoadedFrom {
     pub sections: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// How many newer ones could not be loaded.
-    pub passed_over: usize,
     /// How long loading took, with those.
     pub took: Duration,
 }
@@ -252,7 +250,7 @@ pub(crate) fn lead<const N: usize, M: Group>(
             store.remove_unfinished(folder).map_err(LoadError::from)?;
         }
         let (mut begin, chosen) = begin(&*store, log, &of, views, place, &broken)?;
-        for &broken in broken.iter().chain(&begin.broken) {
+        for &broken in &begin.broken {
             keeper.condemn(broken);
         }
         let role = match place.processes - 1 {
@@ -339,14 +337,15 @@ pub(crate) fn begin<const N: usize, M: Group>(
 ) -> Result<(Begin<N, M>, Option<ManifestName>), LoadError> {
     let started = Instant::now();
     let (mut broken, mut reasons) = (Vec::new(), Vec::new());
-    for (passed_over, name) in manifests(store)?.into_iter().enumerate() {
+    for name in manifests(store)? {
         if known_broken.contains(&name) {
             reasons.push(format!("{name}: another process could not load it"));
+            broken.push(name);
             continue;
         }
         match one(store, log, of, views, place, name)? {
             Ok((mut begin, mut loaded)) => {
-                (loaded.passed_over, loaded.took) = (passed_over, started.elapsed());
+                loaded.took = started.elapsed();
                 begin.loaded = Some(loaded);
                 return Ok((Begin { broken, ..begin }, Some(name)));
             }
@@ -415,7 +414,6 @@ fn one<const N: usize, M: Group>(
             generation: manifest.generation,
             sections: manifest.sections,
             bytes: manifest.bytes_live,
-            passed_over: 0,
             took: Duration::ZERO,
         };
         (Begin { from, workers, loaded: None, broken: Vec::new(), checkpoints: None }, loaded)

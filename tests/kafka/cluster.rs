@@ -140,7 +140,8 @@ fn whatever_happens_to_its_processes_a_cluster_loses_nothing_and_counts_nothing_
     let seconds = count("TRUEUP_IT_CHAOS_S", 60);
     let mut random = Random::new(seed, 1);
     let fleet = Fleet::new(PROCESSES, CONFIG);
-    let traffic = Traffic { pause: Duration::from_millis(150), ..Traffic::new(seed, 200_000) };
+    let mut traffic = Traffic::new(seed, 200_000);
+    traffic.pause = Duration::from_millis(150);
     traffic.bodies_left.store(u64::MAX, Ordering::Relaxed);
     let mut running = start(&fleet, PROCESSES, 1);
     await_together(&mut running);
