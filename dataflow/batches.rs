@@ -3,8 +3,9 @@
 //! ([`ReadBack`]), nearly always for a recent one. What is no longer here is read from the log and
 //! decoded again, to the same result: the log does not change.
 //!
-//! Bounded by bytes of payload; the oldest goes first. A batch read back is not kept: verdicts on
-//! one old frame in one epoch come together, and the ledger asks once for all of them.
+//! Bounded by bytes of payload; what was fed or read first goes first. A batch that was read back
+//! is kept like one that was fed: after a start from a checkpoint there are no others yet, and what
+//! verdicts are about today they are about again in the next epoch.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -105,11 +106,11 @@ pub struct SharedBatches<B>(pub std::rc::Rc<std::cell::RefCell<Batches<B>>>);
 
 impl<B: EventBatch> ReadBack<B> for SharedBatches<B> {
     fn read_back(&mut self, partition: u16, offset: u64) -> Result<Arc<Located<B>>, String> {
-        let batches = self.0.borrow();
+        let mut batches = self.0.borrow_mut();
         if let Some(located) = batches.recent.get(&(partition, offset)) {
             return Ok(Arc::clone(located));
         }
         let frame = read_frame(&*batches.log, Topic::Events, partition, offset);
-        batches.locate(&frame.map_err(|e| e.to_string())?)
+        batches.decode(&frame.map_err(|e| e.to_string())?)
     }
 }

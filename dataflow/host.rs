@@ -37,7 +37,7 @@ use trueup_operators::{
 use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings};
 
 /// How long [`Host::settle`] waits. A restart on a large log takes as long as the log is large.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the last checkpoint may take.
 pub(crate) const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
 /// Where checkpoints are, in the directory of the job.

@@ -6,7 +6,11 @@ mod checkpoints;
 mod cluster;
 
 use crate::{
-    ads::AD_DIMENSIONS_MAX, config::Config, host::Host, life::Lives, retention::Shortening,
+    ads::AD_DIMENSIONS_MAX,
+    config::Config,
+    host::{Host, PATIENCE},
+    life::Lives,
+    retention::Shortening,
     topology::AdJob,
 };
 use hdrhistogram::Histogram;
@@ -221,7 +225,8 @@ impl Node {
             // What is in the log is shown by the next start, from the beginning as this one.
             return Ok(());
         }
-        self.host.settle().map_err(|e| e.to_string())?;
+        // Of this generation: the others may have left, and nobody waits for the next one.
+        self.host.engine().settle(PATIENCE)?;
         if let Err(error) = self.host.checkpoint() {
             tracing::warn!(%error, "the last checkpoint was not taken; the next start reads on");
         }

@@ -22,6 +22,12 @@ const CONFIG: &str = r#"
 allowed_lateness = "2m"
 correction_horizon = "10m"
 future_skew_max = "5m"
+[[rollup]]
+name = "campaign"
+dimensions = ["campaignId"]
+[[rollup]]
+name = "campaign_country_device"
+dimensions = ["campaignId", "country", "deviceType"]
 "#;
 const PROCESSES: usize = 3;
 /// Of the acknowledged events, so many are asked for one by one.
@@ -141,7 +147,8 @@ fn whatever_happens_to_its_processes_a_cluster_loses_nothing_and_counts_nothing_
     let mut random = Random::new(seed, 1);
     let fleet = Fleet::new(PROCESSES, CONFIG);
     let mut traffic = Traffic::new(seed, 200_000);
-    traffic.pause = Duration::from_millis(150);
+    // What three processes without optimisation bear on two cores, each with all views.
+    traffic.pause = Duration::from_millis(250);
     traffic.bodies_left.store(u64::MAX, Ordering::Relaxed);
     let mut running = start(&fleet, PROCESSES, 1);
     await_together(&mut running);

@@ -23,6 +23,9 @@ use trueup_operators::{log::LogError, time::LogTime};
 /// The longest that is waited at once, so that the deadline is looked at.
 const WAIT_MS_MAX: u64 = 100;
 
+/// A seek costs some milliseconds: so many messages are read over instead.
+const SKIPPED_MESSAGES_MAX: u64 = 64;
+
 /// What a step of reading found.
 pub(crate) enum Step {
     /// A message below `to`, and its log time.
@@ -86,11 +89,20 @@ impl Cursor {
         self.next.is_some_and(|next| (self.given..=next).contains(&from) || skips_gap(next))
     }
 
+    /// Whether it is sooner there by reading on than by a seek.
+    fn is_near(&self, from: u64) -> bool {
+        let next = self.next.filter(|_| self.queue.is_some());
+        next.is_some_and(|next| from > next && from - next <= SKIPPED_MESSAGES_MAX)
+    }
+
     /// Goes to an offset, if it is not there.
     pub(crate) fn go(&mut self, from: u64, deadline: Instant) -> Result<(), LogError> {
         self.used = Instant::now();
         if self.stands_at(from) {
             self.run += 1;
+        } else if self.is_near(from) {
+            // What stands between is taken and dropped (`step`).
+            self.run = 0;
         } else {
             self.run = 0;
             self.seek(from, deadline)?;
@@ -127,7 +139,7 @@ impl Cursor {
             return Ok(Step::Nothing);
         }
         if offset < next {
-            // Given before; librdkafka does not do this, and it would count twice.
+            // On the way to where a reader went, or given before, which would count twice.
             return Ok(Step::Waiting);
         }
         self.given = offset + 1;
