@@ -3,8 +3,10 @@
 //!
 //! Durations are text (`500ms`, `5m`, `24h`, `7d`), sizes are text or bytes (`256MiB`, `4096`).
 
+mod changelog;
 mod units;
 
+pub use changelog::ChangelogConfig;
 pub use units::{Size, Span};
 
 use crate::{
@@ -29,6 +31,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where the log is, if it is Kafka.
     pub kafka: Kafka,
+    /// Where what changes in the views is published.
+    pub changelog: ChangelogConfig,
     /// When the state is written down, and where.
     pub checkpoint: Checkpoint,
     /// Epochs, lateness and finality.
@@ -126,6 +130,9 @@ pub struct Kafka {
     pub read_timeout: Span,
     /// How much the collector takes while no broker does.
     pub spool_bytes_max: Size,
+    /// The consumer group whose offsets show lag tools how far the views are. Nothing reads them
+    /// back. Empty: none are published.
+    pub offsets_group: String,
 }
 
 /// What a message of the events topic is.
@@ -217,6 +224,7 @@ impl Default for Config {
             auth: Auth::default(),
             log: LogConfig::default(),
             kafka: Kafka::default(),
+            changelog: ChangelogConfig::default(),
             checkpoint: Checkpoint::default(),
             time: Time::default(),
             workers: Workers::default(),
@@ -268,6 +276,7 @@ impl Default for Kafka {
             delivery_timeout: Span(Duration::from_secs(10)),
             read_timeout: Span(Duration::from_secs(300)),
             spool_bytes_max: Size(4 << 30),
+            offsets_group: "trueup".into(),
         }
     }
 }
@@ -389,6 +398,7 @@ impl Config {
                 return error(format!("`kafka.{key}` is {value}; give 1s to 1h"));
             }
         }
+        self.check_changelog()?;
         self.collector().check().map_err(|e| ConfigError(format!("`[limits]`: {e}")))?;
         trueup_operators::rollup::check_ad_rollups(&self.rollups, crate::ads::AD_DIMENSIONS_MAX)
             .map_err(|problem| ConfigError(problem.to_string()))

@@ -20,5 +20,6 @@ mod traffic;
 
 mod away;
 mod brokers;
+mod changelog;
 mod chaos;
 mod foreign;
