@@ -3,9 +3,11 @@
 //!
 //! Durations are text (`500ms`, `5m`, `24h`, `7d`), sizes are text or bytes (`256MiB`, `4096`).
 
+mod changelog;
 mod cluster;
 mod units;
 
+pub use changelog::ChangelogConfig;
 pub use cluster::Cluster;
 pub use units::{Size, Span};
 
@@ -35,6 +37,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where the log is, if it is Kafka.
     pub kafka: Kafka,
+    /// Where what changes in the views is published.
+    pub changelog: ChangelogConfig,
     /// When the state is written down, and where.
     pub checkpoint: Checkpoint,
     /// Epochs, lateness and finality.
@@ -134,6 +138,9 @@ pub struct Kafka {
     pub read_timeout: Span,
     /// How much the collector takes while no broker does.
     pub spool_bytes_max: Size,
+    /// The consumer group whose offsets show lag tools how far the views are. Nothing reads them
+    /// back. Empty: none are published.
+    pub offsets_group: String,
 }
 
 /// What a message of the events topic is.
@@ -230,6 +237,7 @@ impl Default for Config {
             auth: Auth::default(),
             log: LogConfig::default(),
             kafka: Kafka::default(),
+            changelog: ChangelogConfig::default(),
             checkpoint: Checkpoint::default(),
             time: Time::default(),
             workers: Workers::default(),
@@ -282,6 +290,7 @@ impl Default for Kafka {
             delivery_timeout: Span(Duration::from_secs(10)),
             read_timeout: Span(Duration::from_secs(300)),
             spool_bytes_max: Size(4 << 30),
+            offsets_group: "trueup".into(),
         }
     }
 }
@@ -428,6 +437,7 @@ impl Config {
             }
         }
         self.check_cluster()?;
+        self.check_changelog()?;
         self.collector().check().map_err(|e| ConfigError(format!("`[limits]`: {e}")))?;
         trueup_operators::rollup::check_ad_rollups(&self.rollups, crate::ads::AD_DIMENSIONS_MAX)
             .map_err(|problem| ConfigError(problem.to_string()))

@@ -13,6 +13,7 @@
 pub mod ads;
 pub mod batches;
 pub mod bench;
+pub mod changelog;
 pub mod checkpoint;
 pub mod cli;
 pub mod cluster;

@@ -2,11 +2,13 @@
 //! ask of both. It answers what is not in the views: status, readiness, metrics, the life of one
 //! event, and whether more events may come.
 
+mod changelog;
 mod checkpoints;
 mod cluster;
 
 use crate::{
     ads::AD_DIMENSIONS_MAX,
+    changelog::Publisher,
     config::Config,
     host::{Host, PATIENCE},
     life::Lives,
@@ -47,6 +49,8 @@ const FRESHNESS_WINDOW: Duration = Duration::from_secs(60);
 const FRESHNESS_EVERY: Duration = Duration::from_millis(50);
 /// Every which look counts what the views take.
 const WEIGHED_EVERY: u64 = 20;
+/// Every which look tells Kafka's lag tools how far the views are.
+const OFFSETS_EVERY: u64 = 20;
 /// Every which look deletes what the log need not hold any more.
 const SHORTENED_EVERY: u64 = 200;
 /// Quarantined events that a search for one id looks at, newest first: the ledger, which has an
@@ -68,6 +72,8 @@ pub struct Node {
     views_bytes: AtomicU64,
     /// What the workers of the fullest other process take.
     elsewhere: Elsewhere,
+    /// None when no changelog is published.
+    changelog: Option<Publisher>,
 }
 
 /// How old the visible epoch was, ms, at regular instants of this window and of the one before.
@@ -86,6 +92,9 @@ pub enum NodeError {
     /// The collector.
     #[error(transparent)]
     Collector(#[from] trueup_collector::StartError),
+    /// The changelog's thread.
+    #[error("the changelog cannot be published: {0}")]
+    Changelog(std::io::Error),
     /// The process has another recorder of metrics.
     #[error("metrics cannot be recorded: {0}")]
     Metrics(String),
@@ -113,7 +122,7 @@ impl NodeError {
                 | HostError::Rollups(_),
             )
             | NodeError::Collector(_) => true,
-            NodeError::Host(_) | NodeError::Metrics(_) => false,
+            NodeError::Host(_) | NodeError::Changelog(_) | NodeError::Metrics(_) => false,
         }
     }
 }
@@ -130,6 +139,7 @@ impl Node {
         let log = Arc::clone(host.log().log());
         let key = host.key();
         let settings = config.collector();
+        let changelog = changelog::start(&config, &host)?;
         let node = Arc::new(Node {
             lives: Lives::new(Arc::clone(&log)),
             host,
@@ -142,6 +152,7 @@ impl Node {
             draining: AtomicBool::new(false),
             views_bytes: AtomicU64::new(0),
             elsewhere: Elsewhere::default(),
+            changelog,
         });
         let pressure = Arc::new(Behind(Arc::downgrade(&node)));
         let clock = Arc::new(|| jiff::Timestamp::now().as_microsecond());
@@ -174,6 +185,9 @@ impl Node {
                 let bytes = memory.rows_bytes + memory.index_bytes + memory.history_bytes;
                 self.views_bytes.store((bytes + memory.incidents_bytes) as u64, Ordering::Relaxed);
                 self.elsewhere.look(&self.host);
+            }
+            if look.is_multiple_of(OFFSETS_EVERY) {
+                self.publish_offsets();
             }
             if look.is_multiple_of(SHORTENED_EVERY) {
                 self.shorten(&mut shortening);
@@ -230,6 +244,8 @@ impl Node {
         if let Err(error) = self.host.checkpoint() {
             tracing::warn!(%error, "the last checkpoint was not taken; the next start reads on");
         }
+        // Last, so that it has the checkpoint's epoch: the next start goes on there.
+        self.stop_changelog();
         Ok(())
     }
 
@@ -546,6 +562,7 @@ impl Runtime for Node {
             "uptimeSeconds": self.started.elapsed().as_secs_f64(),
             "recovery": self.recovery(),
             "checkpoint": self.checkpoint(),
+            "changelog": self.changelog(),
             "recoverySeconds": self.recovery.lock().map(|r| r.as_secs_f64()),
             "log": self.host.log().status(),
         })
@@ -631,6 +648,7 @@ fn gauges(node: &Node) {
         set("trueup_freshness_seconds", (node.now_us() - at.frontier.0).max(0) as f64 / 1e6);
     }
     checkpoints::gauges(node);
+    changelog::gauges(node);
     if let Value::Object(memory) = node.memory() {
         for (part, value) in memory {
             metrics::gauge!("trueup_memory", "part" => part).set(value.as_f64().unwrap_or(0.0));

@@ -8,7 +8,10 @@
 use serde_json::{Map, Value, json};
 use std::{path::Path, sync::Arc};
 use trueup_log::{Counts, Identity, Journal, Opened, Retention, system_clock};
-use trueup_operators::log::{Log, LogError, Topic};
+use trueup_operators::{
+    log::{Log, LogError, Topic},
+    remap::RemapRow,
+};
 
 #[cfg(feature = "kafka")]
 use trueup_kafka::{KafkaLog, KafkaSettings, Spool, SpoolSettings};
@@ -170,6 +173,32 @@ impl OpenLog {
             }
             #[cfg(feature = "kafka")]
             Kind::Kafka { .. } => Ok(0),
+        }
+    }
+
+    /// Tells lag tools how far a run is: the offsets of a row, as those of a consumer group.
+    /// Nothing reads them back. Never waits; while the brokers are away nothing is told. Of the
+    /// embedded log there is nothing to tell.
+    ///
+    /// # Errors
+    /// When the group's client cannot be made.
+    #[cfg_attr(not(feature = "kafka"), expect(unused_variables, reason = "there is no group"))]
+    pub(crate) fn publish_offsets(&self, group: &str, row: &RemapRow) -> Result<(), LogError> {
+        match &self.kind {
+            Kind::Embedded { .. } => Ok(()),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka { log, spool } => {
+                if group.is_empty() || spool.as_ref().is_some_and(|spool| spool.status().away) {
+                    return Ok(());
+                }
+                let of = |topic: Topic| {
+                    let partitions = 0..log.partitions(topic);
+                    partitions.map(move |p| (topic, p, row.upto(topic, p).offset))
+                };
+                let offsets: Vec<_> =
+                    [Topic::Events, Topic::Verdicts].into_iter().flat_map(of).collect();
+                log.publish_offsets(group, &offsets)
+            }
         }
     }
 

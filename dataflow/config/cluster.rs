@@ -1,7 +1,10 @@
 //! `[cluster]`, and what `[workers]` says of other processes: who runs the job together.
 
 use super::{Config, ConfigError, LogKind, Span};
-use crate::cluster::{ClusterError, ClusterSettings, Secret, binary_version};
+use crate::{
+    cluster::{ClusterError, ClusterSettings, Secret, binary_version},
+    seat::LEADER,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     net::SocketAddr,
@@ -44,6 +47,11 @@ impl Config {
     /// Whether this process is one of a cluster.
     pub fn is_of_cluster(&self) -> bool {
         !self.workers.hosts.is_empty()
+    }
+
+    /// Whether this process says what is said once for all of them.
+    pub fn leads(&self) -> bool {
+        self.workers.process == LEADER
     }
 
     /// Checks that the processes can share what they must.

@@ -17,6 +17,7 @@ pub struct RowBlock {
     versions: Vec<u64>,
     states: Vec<BucketState>,
     diffs: Vec<i8>,
+    folded: Vec<bool>,
 }
 
 /// One row of a block.
@@ -34,6 +35,9 @@ pub struct RowRef<'a> {
     pub state: BucketState,
     /// +1: the row is, or appears. −1: it disappears.
     pub diff: i8,
+    /// Whether it is what folded of its first dimension. An event may have the text `(other)` of
+    /// its own, so that the dimensions do not tell.
+    pub folded: bool,
 }
 
 impl RowBlock {
@@ -61,6 +65,7 @@ impl RowBlock {
         self.versions.clear();
         self.states.clear();
         self.diffs.clear();
+        self.folded.clear();
     }
 
     /// A row by its place.
@@ -75,6 +80,7 @@ impl RowBlock {
             version: self.versions[i],
             state: self.states[i],
             diff: self.diffs[i],
+            folded: self.folded[i],
         }
     }
 
@@ -91,7 +97,7 @@ impl RowBlock {
         values: impl FnOnce(&mut Vec<i64>),
         version: u64,
         state: BucketState,
-        diff: i8,
+        (diff, folded): (i8, bool),
     ) {
         debug_assert_eq!(key.len(), self.key_width);
         self.starts_us.push(start_us);
@@ -100,6 +106,7 @@ impl RowBlock {
         self.versions.push(version);
         self.states.push(state);
         self.diffs.push(diff);
+        self.folded.push(folded);
         debug_assert_eq!(self.values.len(), self.starts_us.len() * self.value_width);
     }
 }

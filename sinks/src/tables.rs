@@ -84,6 +84,10 @@ pub struct Filter {
     pub state: Option<BucketState>,
     /// The event's fate; for lists of events only.
     pub fate: Option<Fate>,
+    /// Rows whose bucket leaves the view because of its age are not taken away: their last
+    /// difference leads to what they were then, final. For differences of tables only; a snapshot
+    /// has what is in the view.
+    pub leavers_stay: bool,
 }
 
 /// Buckets of one table.
@@ -200,6 +204,9 @@ pub enum Start {
     Snapshot(Option<Epoch>),
     /// With what changed after this epoch, or after the newest.
     After(Option<Epoch>),
+    /// With what changed after the first of two epochs, up to the second: so several views are
+    /// brought to one epoch. From there on to the newest, as ever.
+    Between(Epoch, Epoch),
 }
 
 /// What a step of a subscription brought. The rows are in the block or list that was passed in.

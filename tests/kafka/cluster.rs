@@ -1,9 +1,10 @@
 //! Three processes that run the job together, Kafka in front, and everything done to them that
 //! happens to machines: each view they show is the recomputed one at the end, and nothing that was
-//! acknowledged is missing.
+//! acknowledged is missing. What was published of the changes adds up to the same views.
 
 use crate::{
     brokers::{alone, beside, control, count as brokers},
+    changelog::{assert_views, caught_up},
     fleet::{Fleet, signal},
     seed::{count, seed},
     server::Server,
@@ -12,7 +13,7 @@ use crate::{
 };
 use rustix::process::Signal;
 use std::{
-    sync::atomic::Ordering,
+    sync::{LazyLock, atomic::Ordering},
     time::{Duration, Instant},
 };
 use trueup_generator::random::Random;
@@ -33,6 +34,9 @@ const PROCESSES: usize = 3;
 /// Of the acknowledged events, so many are asked for one by one.
 const ASKED: usize = 60;
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// So that what was done can be compared with what the processes say.
+static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// The processes that run; none where one is not wanted.
 type Running<'f> = Vec<Option<Server<'f>>>;
@@ -98,7 +102,7 @@ fn strike<'f>(fleet: &'f Fleet, running: &mut Running<'f>, blow: Blow, random: &
     let process = *random.pick(&present);
     // Shorter and longer than what a lost process is found by.
     let ms = 200 + random.below(4_000);
-    println!("{blow:?} {process} for {ms} ms");
+    println!("{:?}: {blow:?} {process} for {ms} ms", BEGAN.elapsed());
     match blow {
         Blow::Kill => {
             running[process].take().unwrap().kill();
@@ -208,6 +212,10 @@ fn examine(fleet: &Fleet, running: Running<'_>, traffic: &Traffic, random: &mut 
         let (code, out, err) = fleet.home(process).run(&["verify", "--server", &url]);
         assert_eq!(code, Some(0), "process {process}: {out}\n{err}");
     }
+    let client = servers[0].client();
+    println!("{}", caught_up(&client));
+    let consumed = assert_views(&client, &fleet.changelog);
+    println!("{} messages in {} transactions", consumed.messages, consumed.uppers.len());
     for server in servers {
         assert!(server.terminate().success());
     }

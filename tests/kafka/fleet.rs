@@ -16,6 +16,8 @@ pub(crate) struct Fleet {
     shared: TempDir,
     homes: Vec<Home>,
     config: String,
+    /// Where what changes in the views is published.
+    pub(crate) changelog: String,
     listens: Vec<SocketAddr>,
     /// By who is connected to and, above it, who connects.
     proxies: Vec<Vec<Proxy>>,
@@ -30,9 +32,12 @@ impl Fleet {
         let proxies = listens.iter().enumerate().map(|(to, listen)| {
             (to + 1..processes_max).map(|_| Proxy::start(listen.to_string())).collect()
         });
+        let (config, name) = configured(more, "batch");
+        let changelog = format!("{name}-changes");
         Fleet {
             homes: (0..processes_max).map(|_| Home::new("")).collect(),
-            config: configured(more, "batch").0,
+            config: format!("{config}[changelog]\ntopic = \"{changelog}\"\n"),
+            changelog,
             proxies: proxies.collect(),
             listens,
             shared,

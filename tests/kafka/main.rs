@@ -22,6 +22,7 @@ mod traffic;
 
 mod away;
 mod brokers;
+mod changelog;
 mod chaos;
 mod cluster;
 mod fleet;

@@ -33,7 +33,7 @@ use trueup_operators::{
     event::Fate,
     feed::EpochTimes,
     metrics::Group,
-    time::{Bucket, BucketState},
+    time::{Bucket, BucketState, Epoch},
 };
 
 /// A bucket's differences are gathered for this many row numbers at a time.
@@ -58,7 +58,24 @@ struct Way {
     from: Option<EpochTimes>,
     to: EpochTimes,
     filter: Compiled,
+    /// Buckets that leave the view end as final ones.
+    leavers_stay: bool,
     parts: VecDeque<Part>,
+}
+
+impl Way {
+    /// A bucket's state at both ends; none where it is not in the view.
+    fn states<const N: usize, M: Group>(
+        &self,
+        views: &Views<N, M>,
+        table: TableId,
+        bucket: Bucket,
+    ) -> (Option<BucketState>, Option<BucketState>) {
+        let state = |at| views.state(table.granularity, bucket, at);
+        let (was, is) = (self.from.and_then(state), state(self.to));
+        let stays = self.leavers_stay && was.is_some();
+        (was, is.or(stays.then_some(BucketState::Final)))
+    }
 }
 
 /// What a row was, and what it is.
@@ -88,6 +105,10 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
                 let to = views.epochs.at(epoch)?;
                 (None, Some(plan(&views, table, &filter, None, to)?))
             }
+            Start::Between(from, to) => {
+                let (from, to) = both(&views, from, to)?;
+                (Some(from), Some(plan(&views, table, &filter, Some(from), to)?))
+            }
         };
         let gathered = VecDeque::new();
         Ok(TableFollower { views, table, filter, at, way, gathered })
@@ -98,8 +119,8 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
         let views = &self.views;
         let dimensions = views.dimensions(self.table);
         let start_us = self.table.granularity.start(part.bucket).0;
-        let state = |at| views.state(self.table.granularity, part.bucket, at);
-        let (was, is) = (way.from.and_then(state), state(way.to));
+        let (was, is) = way.states(views, self.table, part.bucket);
+        let folded = read::is_folded(part.shard);
         while rows.len() < rows_max
             && let Some((old, new)) = self.gathered.pop_front()
         {
@@ -111,7 +132,7 @@ impl<const N: usize, M: Group> TableFollower<N, M> {
                     && way.filter.takes(row)
                     && way.filter.state.is_none_or(|s| s == state)
                 {
-                    push_row(rows, dimensions, start_us, row, state, diff);
+                    push_row(rows, dimensions, start_us, row, state, (diff, folded));
                 }
             }
         }
@@ -253,6 +274,15 @@ impl<const N: usize, M: Group> Follow for TableFollower<N, M> {
     }
 }
 
+/// The times of two epochs, of which the second is not the older one.
+fn both<const N: usize, M: Group>(
+    views: &Views<N, M>,
+    from: Epoch,
+    to: Epoch,
+) -> Result<(EpochTimes, EpochTimes), ReadError> {
+    Ok((views.epochs.at(Some(from))?, views.epochs.at(Some(to.max(from)))?))
+}
+
 /// Finds the buckets that differ between two epochs.
 fn plan<const N: usize, M: Group>(
     views: &Views<N, M>,
@@ -261,54 +291,57 @@ fn plan<const N: usize, M: Group>(
     from: Option<EpochTimes>,
     to: EpochTimes,
 ) -> Result<Way, ReadError> {
-    let filter = Compiled::new(filter, &views.symbols);
-    let mut parts = VecDeque::new();
-    if filter.is_empty() {
-        return Ok(Way { from, to, filter, parts });
+    let compiled = Compiled::new(filter, &views.symbols);
+    let is_empty = compiled.is_empty();
+    let leavers_stay = filter.leavers_stay;
+    let mut way = Way { from, to, filter: compiled, leavers_stay, parts: VecDeque::new() };
+    if is_empty {
+        return Ok(way);
     }
     for (number, shard) in views.shards.iter().enumerate() {
         let part = |bucket, whole| Part { shard: number, bucket, whole, next: 0 };
+        let range = &way.filter.buckets;
         let Some(from) = from else {
             let is_kept = |&b: &Bucket| views.state(table.granularity, b, to).is_some();
-            let buckets = shard.buckets(table, &filter.buckets).into_iter().filter(is_kept);
-            parts.extend(buckets.map(|b| part(b, true)));
+            let buckets = shard.buckets(table, range).into_iter().filter(is_kept);
+            way.parts.extend(buckets.map(|b| part(b, true)));
             continue;
         };
-        let whole = transitions(views, shard, table, &filter.buckets, from, to);
+        let whole = transitions(views, shard, table, &way, from);
         let commits = shard.between(from.epoch, to.epoch)?;
         let changed: BTreeSet<Bucket> = commits
             .iter()
             .flat_map(|p| p.buckets(table))
-            .filter(|b| filter.buckets.contains(b) && !whole.contains(b))
+            .filter(|b| range.contains(b) && !whole.contains(b))
             .collect();
-        parts.extend(whole.iter().map(|&b| part(b, true)));
-        parts.extend(changed.into_iter().map(|b| part(b, false)));
+        way.parts.extend(whole.iter().map(|&b| part(b, true)));
+        way.parts.extend(changed.into_iter().map(|b| part(b, false)));
     }
-    Ok(Way { from, to, filter, parts })
+    Ok(way)
 }
 
-/// The buckets of a shard whose state differs between two epochs.
+/// The buckets of a shard whose state differs between the ends of a way.
 fn transitions<const N: usize, M: Group>(
     views: &Views<N, M>,
     shard: &super::shard::Shard<N, M>,
     table: TableId,
-    range: &Range<Bucket>,
+    way: &Way,
     from: EpochTimes,
-    to: EpochTimes,
 ) -> BTreeSet<Bucket> {
     let lateness = &views.settings.lateness;
     let gone_us = views.settings.kept_us(table.granularity);
+    let range = &way.filter.buckets;
     let mut found = BTreeSet::new();
     for after_end_us in [lateness.allowed_lateness_us, lateness.correction_horizon_us, gone_us] {
         let ending = read::ending_in(
             table.granularity,
             from.frontier.0.saturating_sub(after_end_us),
-            to.frontier.0.saturating_sub(after_end_us),
+            way.to.frontier.0.saturating_sub(after_end_us),
         );
         let both = ending.start.max(range.start)..ending.end.min(range.end);
         let differs = |b: &Bucket| -> bool {
-            let state = |at| -> Option<BucketState> { views.state(table.granularity, *b, at) };
-            state(from) != state(to)
+            let (was, is) = way.states(views, table, *b);
+            was != is
         };
         found.extend(shard.buckets(table, &both).into_iter().filter(differs));
     }
@@ -350,6 +383,11 @@ impl<const N: usize, M: Group> EventFollower<N, M> {
             Start::After(epoch) => follower.at = Some(follower.views.epochs.at(epoch)?),
             Start::Snapshot(epoch) => {
                 let to = follower.views.epochs.at(epoch)?;
+                follower.way = Some(follower.plan(to));
+            }
+            Start::Between(from, to) => {
+                let (from, to) = both(&follower.views, from, to)?;
+                follower.at = Some(from);
                 follower.way = Some(follower.plan(to));
             }
         }

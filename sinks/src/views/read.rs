@@ -22,6 +22,7 @@ use crate::{
 use hashbrown::{HashMap, HashTable};
 use std::ops::Range;
 use trueup_operators::{
+    accumulate::STAGES,
     change::TableId,
     event::Fate,
     feed::EpochTimes,
@@ -289,7 +290,7 @@ fn sorted<const N: usize, M: Group>(
             }
         };
         let start_us = start_of(query, row.slot);
-        block.push(start_us, &row.key[..width], figures, row.version, row.state, 1);
+        block.push(start_us, &row.key[..width], figures, row.version, row.state, (1, false));
     }
     block
 }
@@ -333,6 +334,11 @@ fn ranks<'a>(symbols: &Symbols, of: impl Iterator<Item = &'a Symbol>) -> (Vec<u3
     (ranks, texts.len() as u32)
 }
 
+/// Whether a shard has the `(other)` rows of its worker.
+pub(crate) fn is_folded(shard: usize) -> bool {
+    !shard.is_multiple_of(STAGES)
+}
+
 /// Appends a row of a table to a block.
 pub(crate) fn push_row<const N: usize, M: Group>(
     block: &mut RowBlock,
@@ -340,7 +346,7 @@ pub(crate) fn push_row<const N: usize, M: Group>(
     start_us: i64,
     row: &Row<N, M>,
     state: BucketState,
-    diff: i8,
+    diff: (i8, bool),
 ) {
     let figures = |out: &mut Vec<i64>| row.metrics.columns(out);
     let key = &row.key[..dimensions];
@@ -371,6 +377,7 @@ pub(crate) fn page<const N: usize, M: Group>(
         }
         let start_us = table.granularity.start(place.bucket).0;
         let shard = &views.shards[place.shard as usize];
+        let folded = is_folded(place.shard as usize);
         let mut reader = BucketReader::new(shard, table, place.bucket, at.epoch, filter.reach())?;
         let mut next = Some(place.row);
         while let Some(row) = next {
@@ -387,7 +394,7 @@ pub(crate) fn page<const N: usize, M: Group>(
                 if rows.len() == rows_max {
                     return Ok(Page { at, rows, next: Some(Place { row: number, ..place }) });
                 }
-                push_row(&mut rows, dimensions, start_us, found, state, 1);
+                push_row(&mut rows, dimensions, start_us, found, state, (1, folded));
             }
         }
     }

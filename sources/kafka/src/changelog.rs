@@ -1,107 +1,112 @@
-//! A view's diffs by epoch, in a compacted topic, exactly once.
+//! What changes in views, in a compacted topic, exactly once.
 //!
-//! Each epoch is **one transaction**: its diffs, and at the end a message that says which epoch
-//! comes next. Either all of it is visible or nothing, and a run that begins anew reads how far the
-//! topic is before it publishes: what was committed is skipped, what was cut short was never there.
-//! The transactional id belongs to the changelog, so a new run fences the old one: a process that
-//! was thought dead cannot commit any more.
+//! A step of epochs is **one transaction**: its messages, and at the end one that says which epoch
+//! comes next, the *upper*. Either all of it is visible or nothing, and a run that begins anew
+//! reads how far the topic is before it publishes: what was committed is never published again,
+//! what was cut short was never there. The transactional id belongs to the changelog, so a new run
+//! fences the old one: a process that was thought dead cannot commit any more.
 //!
-//! Kept in Kafka, and not in a consumer group's offsets, since those expire. Consumers must read
-//! committed messages only (`isolation.level=read_committed`); those that do not can still drop
-//! what was repeated: every message carries its epoch, and within a key epochs only ascend.
+//! The upper is kept in the topic itself, and not in a consumer group's offsets, since those
+//! expire. Consumers must read committed messages only (`isolation.level=read_committed`).
 //!
-//! # Messages
+//! What the messages of rows say is their writer's business; here they are texts. Of the upper:
 //!
 //! ```text
-//! key    {"view":"campaigns_by_minute","row":{"campaignId":"c1","bucket":"2026-04-27T15:32:00Z"}}
-//! value  {"epoch":7,"view":"campaigns_by_minute","row":{…},"old":{…} or null,"new":{…} or null}
-//!
-//! key    {"upper":"campaigns"}        in partition 0, the last of each transaction
-//! value  {"upper":8}                  every epoch below it is in the topic
+//! key    {"upper":"campaigns"}               in partition 0, the last message of each transaction
+//! value  {"partitions":4,"upper":8,…}        every epoch below it is in the topic
 //! ```
 //!
-//! A row's key is the same in every epoch, its partition follows from the key, and compaction keeps
-//! the last message of a key: who reads from the beginning and takes `new` has the view; who was
-//! there before and applies −`old` +`new` has it as well. A row that is gone has `new` null. It is
-//! no tombstone, which could not say what the row was.
+//! `partitions` is how many there were when the changelog began. A key's partition follows from it,
+//! so that partitions which are added later part no row's messages; they stay empty.
+//!
+//! Limits: what waits to be sent ([`QUEUE_KBYTES`]), how long a transaction may take
+//! (`timeout_ms`), and how long a call goes on after it was told to stop ([`SLICE_MS`]; where the
+//! cluster has to be asked in one piece, [`ASKED_MS_MAX`]).
+
+mod reading;
 
 use crate::{
-    clients::{Traced, common, consumer, trace_error, trace_log},
-    cursor::{Cursor, Step},
+    clients::{Traced, common, trace_error, trace_log},
     settings::{KafkaSettings, check_range, invalid, ms, unavailable},
-    topics::create_topics,
+    topics::{create_topics, describe},
 };
 use rdkafka::{
     ClientContext,
     admin::{AdminClient, NewTopic, TopicReplication},
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
-    consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext},
 };
+use reading::Reading;
 use serde_json::{Map, Value, json};
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use trueup_operators::{log::LogError, time::Epoch};
 
-/// Messages that are looked at first, from the end, to find the last `upper`.
-const LOOK_BACK: u64 = 1_024;
-/// Bytes that are fetched ahead meanwhile.
-const LOOK_BYTES: usize = 8 << 20;
 /// How long one wait is.
 const TURN_MS: u64 = 20;
+/// How long one wait for deliveries is.
+const DELIVERY_MS: u64 = 2;
+/// After so long a call looks whether it was told to stop.
+const SLICE_MS: u64 = 500;
+/// How long the cluster is asked at once what cannot be asked in slices.
+const ASKED_MS_MAX: u64 = 15_000;
+/// How long an abort may take for one who stops. (The next one to open it aborts as well.)
+const LEAVING_MS: u64 = 2_000;
+/// How long a request may take.
+const SOCKET_MS_MAX: u64 = 10_000;
+/// Memory for messages that wait to be sent, and how many may.
+const QUEUE_KBYTES: u64 = 32 << 10;
+const QUEUE_MESSAGES: u64 = 100_000;
 
 /// Where a changelog goes.
 #[derive(Clone, Debug)]
 pub struct ChangelogSettings {
     /// `host:port,…` of some brokers.
     pub brokers: String,
-    /// The topic. One that is missing is created, compacted.
+    /// The topic. One that is missing is created, compacted; it belongs to one changelog.
     pub topic: String,
     /// What the changelog is called: the transactional id, and the key of its `upper`. Whoever
     /// opens a changelog of the same name ends the one before.
     pub name: String,
-    /// Partitions of a new topic. (More of them later would part a row's messages.)
+    /// Partitions of a new topic.
     pub partitions: u16,
     /// On how many brokers a new topic stands.
     pub replication_factor: u16,
-    /// How long an epoch may take to publish; brokers abort one that takes longer.
+    /// How long a transaction may take; brokers abort one that takes longer.
     pub timeout_ms: u64,
 }
 
-/// One row that is another than before the epoch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Diff {
-    /// The view's name.
-    pub view: String,
-    /// What names the row: its dimensions and its bucket.
-    pub row: Map<String, Value>,
-    /// What it was; none if it is new.
-    pub old: Option<Value>,
-    /// What it is; none if it is gone.
-    pub new: Option<Value>,
+/// How far a topic is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Upper {
+    /// The first epoch that is not in it.
+    pub epoch: Epoch,
+    /// What else the message says.
+    pub said: Map<String, Value>,
 }
 
-/// What became of an epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Published {
-    /// It is in the topic.
-    Now,
-    /// It was there already.
-    Before,
-}
-
-/// A changelog that is being written. Dropping it while an epoch is being published aborts that.
+/// A changelog that is being written. Dropping it within a transaction aborts that, at the latest
+/// when it is opened again.
 pub struct Changelog {
     settings: ChangelogSettings,
+    stop: Arc<AtomicBool>,
     producer: BaseProducer<Told>,
+    /// By which keys are divided.
     partitions: u16,
-    upper: Epoch,
+    upper: Option<Upper>,
+    /// When the transaction under way must be committed.
+    under_way: Option<Instant>,
     /// Whether the outcome of a transaction is not known: only opening it again tells.
     in_doubt: bool,
+    /// The ends of the partitions before the transaction under way, once they were asked for.
+    ends: Option<Vec<u64>>,
 }
 
 /// What the producer tells is traced; what was not delivered fails the commit.
@@ -125,223 +130,297 @@ impl ProducerContext for Told {
 
 impl std::fmt::Debug for Changelog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (topic, upper) = (&self.settings.topic, self.upper);
-        f.debug_struct("Changelog").field("topic", topic).field("upper", &upper).finish()
+        let (topic, upper) = (&self.settings.topic, &self.upper);
+        f.debug_struct("Changelog").field("topic", topic).field("upper", upper).finish()
     }
 }
 
 impl Changelog {
-    /// Fences whoever published before, and finds out how far the topic is.
+    /// Fences whoever published before, and finds out how far the topic is. Once `stop` is set,
+    /// every call ends soon, with an error if it is not done.
     ///
     /// # Errors
-    /// `Invalid` for settings that cannot be; `Unavailable` when the cluster does not answer in
-    /// time.
-    pub fn open(settings: ChangelogSettings) -> Result<Changelog, LogError> {
-        check_range("timeout_ms", settings.timeout_ms, 1_000..=600_000)?;
-        check_range("partitions", settings.partitions.into(), 1..=1_024)?;
-        if settings.name.is_empty() {
-            return Err(invalid("a changelog's name is empty; it must have one".into()));
-        }
-        let timeout = ms(settings.timeout_ms);
-        let deadline = Instant::now() + timeout;
-        let cluster = KafkaSettings { brokers: settings.brokers.clone(), ..Default::default() };
+    /// `Invalid` for settings that cannot be, a topic that forgets more than what was overwritten,
+    /// and one of another changelog; `Unavailable` when the cluster does not answer in time.
+    pub fn open(settings: ChangelogSettings, stop: Arc<AtomicBool>) -> Result<Changelog, LogError> {
+        settings.check()?;
+        let deadline = Instant::now() + ms(settings.timeout_ms);
         let failed = |error| unavailable(format!("{} cannot be opened: {error}", settings.topic));
-        let admin = AdminClient::from_config_and_context(&common(&cluster), Traced);
-        let copies = TopicReplication::Fixed(settings.replication_factor.into());
-        let new = NewTopic::new(&settings.topic, settings.partitions.into(), copies)
-            .set("cleanup.policy", "compact");
-        create_topics(&[new], &admin.map_err(failed)?, deadline)?;
-
+        let cluster = settings.cluster();
+        settings.make_topic(&cluster)?;
+        let timeout_ms = settings.timeout_ms.to_string();
         let mut config = common(&cluster);
         config
             .set("transactional.id", &settings.name)
-            .set("transaction.timeout.ms", settings.timeout_ms.to_string())
-            .set("message.timeout.ms", settings.timeout_ms.to_string())
+            .set("transaction.timeout.ms", &timeout_ms)
+            .set("message.timeout.ms", &timeout_ms)
+            // librdkafka refuses a transaction that a single request may outlive.
+            .set("socket.timeout.ms", settings.timeout_ms.min(SOCKET_MS_MAX).to_string())
+            .set("queue.buffering.max.kbytes", QUEUE_KBYTES.to_string())
+            .set("queue.buffering.max.messages", QUEUE_MESSAGES.to_string())
             .set("compression.type", "lz4")
             .set("linger.ms", "5");
         let producer = BaseProducer::from_config_and_context(&config, Told).map_err(failed)?;
+        let in_slices = Slices { producer: &producer, stop: &stop, deadline };
         // From here on no transaction of an earlier run can be committed.
-        producer.init_transactions(timeout).map_err(failed)?;
-        let (partitions, upper) = find_upper(&settings, &cluster, deadline)?;
-        Ok(Changelog { settings, producer, partitions, upper, in_doubt: false })
+        in_slices.run(|slice| producer.init_transactions(slice)).map_err(failed)?;
+        let mut reading = Reading::open(&settings, &stop)?;
+        let upper = reading.last_upper()?;
+        let partitions = match &upper {
+            None => reading.partitions,
+            Some(upper) => begun_with(&settings, upper, reading.partitions)?,
+        };
+        let (under_way, in_doubt, ends) = (None, false, None);
+        let upper = upper.map(without_partitions);
+        Ok(Changelog { settings, stop, producer, partitions, upper, under_way, in_doubt, ends })
     }
 
-    /// The first epoch that is not in the topic.
-    pub fn upper(&self) -> Epoch {
-        self.upper
+    /// How far the topic is; none when nothing was ever published.
+    pub fn upper(&self) -> Option<&Upper> {
+        self.upper.as_ref()
     }
 
-    /// Publishes an epoch as one step. One that is in the topic already is left alone, so whoever
-    /// begins anew may simply offer all epochs again.
+    /// How far the topic is by now, also after another process has taken over.
     ///
     /// # Errors
-    /// `Unavailable` when the epoch was not committed; it may be offered again. When whether it was
-    /// is not known, or another process has taken over the name, every later call says so, and the
-    /// changelog must be opened again.
-    pub fn publish(&mut self, epoch: Epoch, diffs: &[Diff]) -> Result<Published, LogError> {
-        if epoch < self.upper {
-            return Ok(Published::Before);
+    /// `Unavailable` when the cluster does not say it.
+    pub fn last_upper(&self) -> Result<Option<Upper>, LogError> {
+        let upper = Reading::open(&self.settings, &self.stop)?.last_upper()?;
+        Ok(upper.map(without_partitions))
+    }
+
+    /// Whether another process has taken over the name, or the brokers gave up on a transaction of
+    /// this one: nothing more can be published before it is opened again.
+    pub fn is_fenced(&self) -> bool {
+        self.producer.client().fatal_error().is_some()
+    }
+
+    /// Reads all rows' messages that stood in the topic before the transaction under way, if there
+    /// is one: key and value, those of a key in their order. A value that was deleted is none.
+    ///
+    /// # Errors
+    /// `Unavailable` when the topic cannot be read to its end.
+    ///
+    /// # Panics
+    /// When a transaction is under way and it was not called before that.
+    pub fn read(&mut self, each: &mut Visit<'_>) -> Result<(), LogError> {
+        let mut reading = Reading::open(&self.settings, &self.stop)?;
+        if self.ends.is_none() {
+            assert!(self.under_way.is_none(), "the ends were not asked for before a transaction");
+            self.ends = Some(reading.ends()?);
         }
-        if self.in_doubt {
+        reading.rows(self.ends.as_deref().unwrap_or_default(), each)
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// `Unavailable` when another is in doubt, the cluster is away, or the name was taken over.
+    pub fn begin(&mut self) -> Result<(), LogError> {
+        if self.in_doubt || self.under_way.is_some() {
             return Err(unavailable(format!("{} must be opened again", self.settings.topic)));
         }
+        self.producer.begin_transaction().map_err(|error| self.failed("begun", &error))?;
+        self.under_way = Some(Instant::now() + ms(self.settings.timeout_ms));
+        Ok(())
+    }
+
+    /// Writes a message in the transaction; waits while too many are on their way.
+    ///
+    /// # Errors
+    /// `Unavailable` when it cannot be sent: the transaction must be aborted.
+    pub fn write(&mut self, key: &str, value: &str) -> Result<(), LogError> {
+        let partition = crc32c::crc32c(key.as_bytes()) % u32::from(self.partitions);
+        self.send(partition as i32, key, value).map_err(|error| self.failed("written", &error))
+    }
+
+    /// Ends the transaction: with it the topic is at `upper`.
+    ///
+    /// # Errors
+    /// `Unavailable` when it was not committed; it may be published again. When whether it was is
+    /// not known, or another process has taken over the name, every later call says so, and the
+    /// changelog must be opened again.
+    pub fn commit(&mut self, upper: Upper) -> Result<(), LogError> {
+        let deadline = self.deadline()?;
+        let mut said = upper.said.clone();
+        said.insert("upper".into(), json!(upper.epoch));
+        said.insert("partitions".into(), json!(self.partitions));
         // Until it is known: a panic in between leaves it in doubt as well.
         self.in_doubt = true;
-        let result = self.transact(epoch, diffs);
+        let (key, value) = (self.settings.upper_key(), Value::Object(said).to_string());
+        let in_slices = Slices { producer: &self.producer, stop: &self.stop, deadline };
+        let result = self
+            .send(0, &key, &value)
+            .inspect(|()| in_slices.deliver())
+            .and_then(|()| in_slices.run(|slice| self.producer.commit_transaction(slice)));
         match result {
             Ok(()) => {
-                self.upper = epoch + 1;
-                self.in_doubt = false;
-                Ok(Published::Now)
+                (self.under_way, self.ends, self.in_doubt) = (None, None, false);
+                self.upper = Some(upper);
+                Ok(())
             }
             Err(error) => {
-                let timeout = ms(self.settings.timeout_ms);
-                let aborted = self.producer.abort_transaction(timeout);
-                self.in_doubt = aborted.is_err();
-                Err(self.failed(epoch, &error))
+                self.abort();
+                Err(self.failed("committed", &error))
             }
         }
     }
 
-    fn transact(&self, epoch: Epoch, diffs: &[Diff]) -> Result<(), KafkaError> {
-        let timeout = ms(self.settings.timeout_ms);
-        let deadline = Instant::now() + timeout;
-        self.producer.begin_transaction()?;
-        for diff in diffs {
-            let Diff { view, row, old, new } = diff;
-            let key = json!({ "view": view, "row": row }).to_string();
-            let value = json!({ "epoch": epoch, "view": view, "row": row, "old": old, "new": new });
-            let partition = crc32c::crc32c(key.as_bytes()) % u32::from(self.partitions);
-            self.send(partition as i32, &key, &value.to_string(), deadline)?;
+    /// Drops the transaction under way, if there is one. One that cannot be aborted is in doubt.
+    pub fn abort(&mut self) {
+        if self.under_way.take().is_none() {
+            return;
         }
-        let upper = json!({ "upper": epoch + 1 }).to_string();
-        self.send(0, &upper_key(&self.settings), &upper, deadline)?;
-        // Committing waits for deliveries, but does not hear them.
-        self.producer.flush(deadline.saturating_duration_since(Instant::now()))?;
-        self.commit(deadline)
-    }
-
-    /// Commits; an answer that is lost is asked for again.
-    fn commit(&self, deadline: Instant) -> Result<(), KafkaError> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now()).max(ms(1));
-            match self.producer.commit_transaction(left) {
-                Err(KafkaError::Transaction(error))
-                    if error.is_retriable() && Instant::now() < deadline => {}
-                result => return result,
-            }
+        let is_leaving = self.stop.load(Ordering::Relaxed);
+        let patience_ms = if is_leaving { LEAVING_MS } else { self.settings.timeout_ms };
+        // Whoever leaves still tries.
+        let stop = AtomicBool::new(false);
+        let deadline = Instant::now() + ms(patience_ms);
+        let in_slices = Slices { producer: &self.producer, stop: &stop, deadline };
+        let aborted = in_slices.run(|slice| self.producer.abort_transaction(slice));
+        self.in_doubt = aborted.is_err();
+        if let Err(error) = aborted {
+            tracing::warn!(%error, topic = self.settings.topic, "a transaction is in doubt");
         }
     }
 
-    fn send(
-        &self,
-        partition: i32,
-        key: &str,
-        value: &str,
-        deadline: Instant,
-    ) -> Result<(), KafkaError> {
+    fn deadline(&self) -> Result<Instant, LogError> {
+        let none = || unavailable(format!("{}: no transaction is under way", self.settings.topic));
+        self.under_way.ok_or_else(none)
+    }
+
+    fn send(&self, partition: i32, key: &str, value: &str) -> Result<(), KafkaError> {
         loop {
             let record = BaseRecord::to(&self.settings.topic);
             let record = record.partition(partition).key(key).payload(value);
             let Err((error, _)) = self.producer.send(record) else { return Ok(()) };
             let full = error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull);
-            if !full || Instant::now() >= deadline {
+            let is_late = self.under_way.is_none_or(|deadline| Instant::now() >= deadline);
+            if !full || is_late || self.stop.load(Ordering::Relaxed) {
                 return Err(error);
             }
             self.producer.poll(ms(TURN_MS));
         }
     }
 
-    fn failed(&self, epoch: Epoch, error: &KafkaError) -> LogError {
-        let topic = &self.settings.topic;
-        let what = if self.in_doubt { "may or may not be" } else { "is not" };
-        unavailable(format!("epoch {epoch} {what} in {topic}: {error}"))
+    fn failed(&self, what: &str, error: &KafkaError) -> LogError {
+        let ChangelogSettings { topic, timeout_ms, .. } = &self.settings;
+        let not = if self.in_doubt { "may not have been" } else { "was not" };
+        let reason = self.producer.client().fatal_error().map(|(_, reason)| format!(": {reason}"));
+        let reason = reason.unwrap_or_default();
+        unavailable(format!(
+            "a transaction on {topic} {not} {what} (within {timeout_ms} ms): {error}{reason}"
+        ))
     }
 }
 
-fn upper_key(settings: &ChangelogSettings) -> String {
-    json!({ "upper": settings.name }).to_string()
+/// Is given each message: its key, and its value if that was not deleted.
+pub type Visit<'v> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), LogError> + 'v;
+
+impl ChangelogSettings {
+    fn check(&self) -> Result<(), LogError> {
+        check_range("timeout_ms", self.timeout_ms, 1_000..=600_000)?;
+        check_range("partitions", self.partitions.into(), 1..=1_024)?;
+        if self.name.is_empty() {
+            return Err(invalid("a changelog's name is empty; it must have one".into()));
+        }
+        Ok(())
+    }
+
+    fn cluster(&self) -> KafkaSettings {
+        KafkaSettings { brokers: self.brokers.clone(), ..Default::default() }
+    }
+
+    fn upper_key(&self) -> String {
+        json!({ "upper": self.name }).to_string()
+    }
+
+    /// Makes the topic if it is missing, and refuses one that would forget rows.
+    fn make_topic(&self, cluster: &KafkaSettings) -> Result<(), LogError> {
+        let deadline = Instant::now() + ms(self.timeout_ms.min(ASKED_MS_MAX));
+        let failed = |error| unavailable(format!("{} cannot be opened: {error}", self.topic));
+        let admin = AdminClient::from_config_and_context(&common(cluster), Traced);
+        let admin = admin.map_err(failed)?;
+        let copies = TopicReplication::Fixed(self.replication_factor.into());
+        let new = NewTopic::new(&self.topic, self.partitions.into(), copies)
+            .set("cleanup.policy", "compact");
+        create_topics(&[new], &admin, deadline)?;
+        let config = describe(&self.topic, &admin, deadline).map_err(failed)?;
+        let cleanup = config.get("cleanup.policy").map_or("", String::as_str);
+        if cleanup != "compact" {
+            return Err(invalid(format!(
+                "the topic {:?} has cleanup.policy={cleanup}; a changelog's must be compact: it \
+                 has the last message of every row, however old",
+                self.topic
+            )));
+        }
+        Ok(())
+    }
 }
 
-/// How many partitions the topic has, and the first epoch that is not in it.
-fn find_upper(
+/// The partitions that a changelog began with, which the topic must still have.
+fn begun_with(
     settings: &ChangelogSettings,
-    cluster: &KafkaSettings,
-    deadline: Instant,
-) -> Result<(u16, Epoch), LogError> {
+    upper: &Upper,
+    partitions: u16,
+) -> Result<u16, LogError> {
     let topic = &settings.topic;
-    let failed = |error| unavailable(format!("{topic} does not say how far it is: {error}"));
-    let config = consumer(cluster, &format!("{}-upper", settings.name), LOOK_BYTES);
-    let consumer = BaseConsumer::from_config_and_context(&config, Traced).map_err(failed)?;
-    let consumer = Arc::new(consumer);
-    let left = || deadline.saturating_duration_since(Instant::now()).max(ms(1));
-    let partitions = loop {
-        let metadata = consumer.fetch_metadata(Some(topic), left()).map_err(failed)?;
-        let count = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-        match u16::try_from(count) {
-            Ok(0) if Instant::now() < deadline => std::thread::sleep(ms(TURN_MS)),
-            Ok(count) if count > 0 => break count,
-            _ => return Err(invalid(format!("{topic} has {count} partitions"))),
-        }
+    let begun = upper.said.get("partitions").and_then(Value::as_u64);
+    let begun = begun.and_then(|begun| u16::try_from(begun).ok()).filter(|begun| *begun > 0);
+    let Some(begun) = begun else {
+        let key = settings.upper_key();
+        return Err(invalid(format!(
+            "{topic}: the last message of {key} does not say `partitions`; give another topic"
+        )));
     };
-    let (first, end) = loop {
-        // A new topic may have no leader for a moment.
-        match consumer.fetch_watermarks(topic, 0, left().min(Duration::from_secs(1))) {
-            Ok(watermarks) => break watermarks,
-            Err(error) if Instant::now() >= deadline => return Err(failed(error)),
-            Err(_) => std::thread::sleep(ms(TURN_MS)),
-        }
-    };
-    let (first, end) = (first.max(0) as u64, end.max(0) as u64);
-    let mut cursor = Cursor::new(&consumer, topic, 0);
-    let mut back = LOOK_BACK;
-    loop {
-        let from = first.max(end.saturating_sub(back));
-        // Nobody adds to it meanwhile: the earlier processes are fenced.
-        let upper = last_upper(&mut cursor, settings, (from, end), deadline)?;
-        if let Some(upper) = upper {
-            return Ok((partitions, upper));
-        }
-        if from == first {
-            return Ok((partitions, 0));
-        }
-        back = back.saturating_mul(8);
+    if begun > partitions {
+        return Err(invalid(format!(
+            "{topic} has {partitions} partitions, and its changelog began with {begun}: some are \
+             gone; give another topic"
+        )));
     }
+    Ok(begun)
 }
 
-/// The last `upper` of this changelog in a range of partition 0. (The cursor knows for certain when
-/// it is at the end of it.)
-fn last_upper(
-    cursor: &mut Cursor,
-    settings: &ChangelogSettings,
-    (from, end): (u64, u64),
+fn without_partitions(mut upper: Upper) -> Upper {
+    upper.said.remove("partitions");
+    upper
+}
+
+/// Waits in slices, so that whoever is told to stop does.
+struct Slices<'a> {
+    producer: &'a BaseProducer<Told>,
+    stop: &'a AtomicBool,
     deadline: Instant,
-) -> Result<Option<Epoch>, LogError> {
-    let topic = &settings.topic;
-    let key = upper_key(settings);
-    let mut upper = None;
-    if from == end {
-        return Ok(None);
+}
+
+impl Slices<'_> {
+    /// Waits until everything is delivered. (Committing does as well, but looks only every 100 ms.)
+    fn deliver(&self) {
+        let goes_on = || Instant::now() < self.deadline && !self.stop.load(Ordering::Relaxed);
+        while self.producer.in_flight_count() > 0 && goes_on() {
+            self.producer.poll(ms(DELIVERY_MS));
+        }
     }
-    cursor.go(from, deadline)?;
-    loop {
-        match cursor.step(end, ms(TURN_MS))? {
-            Step::Message(message, _) if message.key() == Some(key.as_bytes()) => {
-                let value: Option<Value> =
-                    message.payload().and_then(|bytes| serde_json::from_slice(bytes).ok());
-                let found = value.as_ref().and_then(|value| value["upper"].as_u64());
-                upper = Some(found.ok_or_else(|| LogError::Corrupt {
-                    file: topic.clone(),
-                    at: message.offset(),
-                    reason: "this `upper` is no number".into(),
-                })?);
+
+    /// Asks again as long as the answer is that it may be asked again.
+    fn run(
+        &self,
+        mut ask: impl FnMut(Duration) -> Result<(), KafkaError>,
+    ) -> Result<(), KafkaError> {
+        loop {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let result = ask(left.clamp(ms(1), ms(SLICE_MS)));
+            let again = match &result {
+                Err(KafkaError::Transaction(error)) => error.is_retriable(),
+                Err(KafkaError::Flush(code)) => *code == RDKafkaErrorCode::OperationTimedOut,
+                _ => false,
+            };
+            if !again || left.is_zero() || self.stop.load(Ordering::Relaxed) {
+                return result;
             }
-            Step::Nothing => return Ok(upper),
-            Step::Gone => return Err(unavailable(format!("{topic} was cut while it was read"))),
-            Step::Message(..) | Step::Waiting => {}
-        }
-        if Instant::now() >= deadline {
-            return Err(unavailable(format!("the end of {topic} is not reached in time")));
+            // What was delivered is heard here; until then nothing is committed or aborted.
+            self.producer.poll(ms(TURN_MS));
         }
     }
 }

@@ -38,7 +38,7 @@ mod settings;
 mod spool;
 mod topics;
 
-pub use changelog::{Changelog, ChangelogSettings, Diff, Published};
+pub use changelog::{Changelog, ChangelogSettings, Upper, Visit};
 pub use headers::{RECORDS_HEADER, SCHEMA_HEADER};
 pub use json::{Body, Encoded, JsonEvents, JsonMessage, Row};
 pub use log::KafkaLog;

@@ -262,7 +262,8 @@ fn check_configs(
     Ok(most)
 }
 
-fn describe(
+/// A topic's settings, by name.
+pub(crate) fn describe(
     name: &str,
     admin: &AdminClient<Traced>,
     deadline: Instant,

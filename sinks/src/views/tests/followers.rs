@@ -68,6 +68,101 @@ fn followers_add_up_to_the_view() {
     }
 }
 
+/// All views from one epoch to another, at whatever epoch the views are by then; with the rows that
+/// leave on the way, or with their last state.
+#[test]
+fn views_are_brought_to_one_epoch_and_leavers_may_stay() {
+    for seed in seeds(8) {
+        println!("TRUEUP_SEED={seed}");
+        let settings = Settings { seed, epochs: 120, ..Settings::default() };
+        let mut model = Model::new(settings);
+        let (mut ways, mut left, mut left_unfinished) = (0, 0, 0);
+        while model.deliver() {
+            let (Some(first), Some(visible)) = (model.views.first_epoch(), model.visible()) else {
+                continue;
+            };
+            if model.random.below(8) != 0 || first == visible {
+                continue;
+            }
+            let from = model.random.between(first, visible - 1);
+            let to = model.random.between(from, visible);
+            for view in model.views.catalog().views().to_vec() {
+                let ViewKind::Table(table) = view.kind else { continue };
+                for leavers_stay in [false, true] {
+                    let sum = between(&mut model, &view, (from, to), leavers_stay);
+                    let mut expected = model.table(table, to);
+                    if leavers_stay {
+                        let leavers = model.leavers(table, from, to);
+                        let finished = model.table(table, from);
+                        let is_unfinished = |line: &&Line| !finished.contains(line);
+                        left += leavers.len();
+                        left_unfinished += leavers.iter().filter(is_unfinished).count();
+                        expected.extend(leavers);
+                    }
+                    expected.sort();
+                    assert_eq!(sum, expected, "{view:?} from {from} to {to}");
+                }
+                ways += 1;
+            }
+        }
+        assert!(ways > 50 && left > 50 && left_unfinished > 10, "{ways} {left} {left_unfinished}");
+    }
+}
+
+/// The rows at `from`, and the way to `to` applied to them.
+fn between(
+    model: &mut Model,
+    view: &View,
+    (from, to): (Epoch, Epoch),
+    leavers_stay: bool,
+) -> Vec<Line> {
+    let ViewKind::Table(table) = view.kind else { unreachable!("asked for tables") };
+    let mut sum: BTreeMap<Line, i64> =
+        model.table(table, from).into_iter().map(|line| (line, 1)).collect();
+    let tables: Arc<dyn Tables> = model.views.clone();
+    let filter = Filter { leavers_stay, ..Filter::default() };
+    let mut follow = tables.follow(view.id, filter, Start::Between(from, to)).unwrap();
+    assert!(!follow.in_snapshot());
+    let (mut rows, mut events) = (RowBlock::default(), Vec::new());
+    loop {
+        let rows_max = model.random.below(20) as usize + 1;
+        let step = follow.step(rows_max, &mut rows, &mut events).unwrap();
+        for row in rows.rows() {
+            assert_eq!(row.folded, model.is_folded(&row));
+            *sum.entry(line(&row)).or_default() += i64::from(row.diff);
+        }
+        match step {
+            Step::More(at) => assert_eq!(at, model.times(to)),
+            Step::Reached(at) => {
+                assert_eq!(at, model.times(to));
+                break;
+            }
+            Step::Idle => panic!("a way has an end"),
+        }
+    }
+    sum.retain(|_, n| *n != 0);
+    assert!(sum.values().all(|n| *n == 1), "{sum:?}");
+    sum.into_keys().collect()
+}
+
+#[test]
+fn a_way_leads_neither_back_nor_ahead_nor_to_what_is_gone() {
+    let settings = Settings { history_bytes_max: 20_000, epochs: 160, ..Settings::default() };
+    let mut model = Model::new(settings);
+    while model.deliver() {}
+    let (first, visible) = (model.views.first_epoch().unwrap(), model.visible().unwrap());
+    let follow = |from, to| {
+        let tables: Arc<dyn Tables> = model.views.clone();
+        let follow = tables.follow(ViewId(0), Filter::default(), Start::Between(from, to));
+        follow.err()
+    };
+    assert!(first > 0, "nothing went out of the history");
+    assert_eq!(follow(first - 1, visible), Some(ReadError::Gone { epoch: first - 1, first }));
+    let (epoch, ahead) = (visible + 1, ReadError::Ahead { epoch: visible + 1, visible });
+    assert_eq!(follow(first, epoch), Some(ahead));
+    assert_eq!(follow(visible, first), None, "it is there already");
+}
+
 fn begin(model: &mut Model) -> Reader {
     let views = model.views.catalog().views().to_vec();
     let view = views[model.random.below(views.len() as u64) as usize].clone();

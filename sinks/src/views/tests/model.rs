@@ -270,6 +270,13 @@ impl Model {
         share_of(stable) % (shards / STAGES) * STAGES + stage
     }
 
+    /// Whether a row is of a shard of `(other)` rows.
+    pub(super) fn is_folded(&self, row: &RowRef<'_>) -> bool {
+        let mut key = [0; 4];
+        key[..row.key.len()].copy_from_slice(row.key);
+        !self.owner(&key, self.shards()).is_multiple_of(STAGES)
+    }
+
     /// Announces and delivers one more commit of a worker that is not too far ahead. `false` at the
     /// end.
     pub(super) fn deliver(&mut self) -> bool {
@@ -329,6 +336,25 @@ impl Model {
             .collect();
         lines.sort();
         lines
+    }
+
+    /// The rows that were in a table's buckets when these left the view between two epochs: with
+    /// their last figures, final.
+    pub(super) fn leavers(&self, table: TableId, from: Epoch, to: Epoch) -> Vec<Line> {
+        let dimensions = self.dimensions(table);
+        let rows = self.tables[to as usize].get(&table).into_iter().flatten();
+        let leavers = rows.filter(|((bucket, _), (metrics, _))| {
+            let state = |epoch| self.state(table, *bucket, self.times(epoch));
+            metrics.records() != 0 && state(from).is_some() && state(to).is_none()
+        });
+        let line = |(&(bucket, key), &(metrics, version)): (&(Bucket, Key4), &(Metrics, u64))| {
+            let mut values = Vec::new();
+            metrics.columns(&mut values);
+            let start_us = table.granularity.start(bucket).0;
+            let (key, state) = (key[..dimensions].to_vec(), BucketState::Final);
+            Line { start_us, key, values, version, state }
+        };
+        leavers.map(line).collect()
     }
 
     /// Written out once more, in plain words: the spans of this module's settings.
