@@ -365,3 +365,30 @@ impl Drop for Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slope_is_that_of_the_line_through_the_noise() {
+        assert_eq!(slope(&[5.0; 7]), 0.0);
+        assert_eq!(slope(&[1.0, 3.0, 5.0, 7.0]), 2.0);
+        // Up and down by one around a line that falls by half.
+        let noisy: Vec<f64> =
+            (0..100).map(|x| 9.0 - 0.5 * f64::from(x) + f64::from(x % 2 * 2 - 1)).collect();
+        assert!((slope(&noisy) + 0.5).abs() < 0.01, "{}", slope(&noisy));
+    }
+
+    #[test]
+    fn a_stretch_of_the_stream_ends_when_it_begins_to_be_sent() {
+        let load = Load::new();
+        let before_ms = jiff::Timestamp::now().as_millisecond();
+        let shift_ms = load.shift_ms(3 * STRETCH_EVENTS);
+        let after_ms = jiff::Timestamp::now().as_millisecond();
+        let end_ms = stream_time_ms(4 * STRETCH_EVENTS) + shift_ms;
+        assert!((before_ms..=after_ms).contains(&end_ms), "{before_ms} {end_ms} {after_ms}");
+        // All of it is moved alike, so that copies have the times of their originals.
+        assert_eq!(load.shift_ms(4 * STRETCH_EVENTS - 1), shift_ms);
+    }
+}

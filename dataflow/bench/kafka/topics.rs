@@ -357,3 +357,35 @@ fn plain_consumer(brokers: &str) -> Result<BaseConsumer, KafkaError> {
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_message_is_an_event_and_copies_meet() {
+        let ads1 = Ads1::new();
+        let mut sent: Vec<Vec<u8>> = Vec::new();
+        for append in lines(&ads1, 0..5_000, 4, 60_000) {
+            let messages = Lines.to_messages(&append).unwrap();
+            assert_eq!(messages.len(), append.records as usize);
+            for message in messages {
+                let event: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+                let id = u128::from_str_radix(event["eventId"].as_str().unwrap(), 16).unwrap();
+                assert_eq!((id % 4) as u16, append.partition);
+                sent.push(message.payload);
+            }
+        }
+        let mut wanted: Vec<Vec<u8>> = (0..5_000)
+            .map(|i| {
+                let mut text = Vec::new();
+                ads1.json(&ads1.event(i), 60_000, &mut text);
+                text
+            })
+            .collect();
+        sent.sort();
+        wanted.sort();
+        assert_eq!(sent, wanted);
+    }
+}
