@@ -9,9 +9,10 @@
 //! conflict, one in some thousand events; of the late ones those are too late that are older than
 //! the horizon. Both are among the fates, and all must have one.
 //!
-//! Results are kept for days whatever the horizon, and would grow: the rollup has few keys. The
-//! lists of incidents hold a million of each fate and come to that within minutes at some hundred
-//! thousand events a second; the quarters say what each part takes.
+//! Results are kept for days whatever the horizon, and grow: the rollup has few keys, some 5,000
+//! rows a minute. The lists of incidents hold a million of each fate; that of conflicts does not
+//! come to it in ten minutes and grows by 40 bytes each. Both together are a few MiB a minute, and
+//! the quarters say what each part takes.
 
 use super::{
     Bench,
