@@ -154,6 +154,8 @@ impl Stream {
 
     fn read_partitions(&self, parts: Vec<(i32, u64)>) -> Result<(), String> {
         let consumer = plain_consumer(&self.brokers).map_err(text)?;
+        // One that is assigned before it knows the leaders looks for them half a second later.
+        consumer.fetch_metadata(Some(&self.topic), PATIENCE).map_err(text)?;
         let mut places = TopicPartitionList::new();
         let mut left = 0;
         for (partition, end) in parts {
