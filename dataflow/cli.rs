@@ -224,6 +224,10 @@ pub enum BenchName {
     Ads1Http,
     /// From append to visible, open loop, at a fixed rate.
     Freshness,
+    /// ADS-1 from a topic of Kafka to the views, beside librdkafka alone.
+    Kafka,
+    /// The memory of a server process under full load.
+    Soak,
 }
 
 /// `trueup doctor`

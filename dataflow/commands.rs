@@ -96,6 +96,12 @@ pub fn bench(command: &BenchCommand) -> Result<(), Failure> {
     if command.name == BenchName::Freshness {
         take(bench.run_freshness())?;
     }
+    if command.name == BenchName::Kafka {
+        take(bench.run_kafka())?;
+    }
+    if command.name == BenchName::Soak {
+        take(bench.run_soak())?;
+    }
     for figure in &figures {
         match command.json {
             true => println!("{figure}"),

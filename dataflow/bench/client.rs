@@ -46,6 +46,16 @@ impl Client {
         Err(format!("{path} was refused {TRIES} times"))
     }
 
+    /// Asks for something, once; the answer's body.
+    pub(super) fn get(&mut self, path: &str) -> Result<String, String> {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n\r\n", self.host);
+        self.stream.get_mut().write_all(request.as_bytes()).map_err(|e| e.to_string())?;
+        match self.answer()? {
+            (200, body) => Ok(body),
+            (status, text) => Err(format!("{path}: {status} {text}")),
+        }
+    }
+
     fn answer(&mut self) -> Result<(u16, String), String> {
         let mut line = String::new();
         self.stream.read_line(&mut line).map_err(|e| e.to_string())?;

@@ -5,18 +5,21 @@ mod client;
 mod engine;
 mod freshness;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod memory_log;
 mod meter;
+mod soak;
 
 pub use engine::Query;
 
-use crate::engine::EngineSettings;
+use crate::{config::Span, engine::EngineSettings};
 use std::path::PathBuf;
 
 /// What is measured, and on how much.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Bench {
-    /// Events of the stream, on the engine alone.
+    /// Events of the stream, on the engine alone and from Kafka.
     #[arg(long, default_value_t = 10_000_000)]
     pub events: u64,
     /// Events of the stream, over HTTP.
@@ -28,7 +31,7 @@ pub struct Bench {
     /// Partitions of the log.
     #[arg(long, default_value_t = 4)]
     pub partitions: u16,
-    /// Events of an epoch, on the engine alone.
+    /// Events of an epoch, on the engine alone and from Kafka.
     #[arg(long, default_value_t = 100_000)]
     pub epoch_events: u64,
     /// Epochs under way, on the engine alone.
@@ -40,7 +43,7 @@ pub struct Bench {
     /// Events a second of `freshness`.
     #[arg(long, default_value_t = 400_000)]
     pub rate: u64,
-    /// How long `freshness` runs.
+    /// How long `freshness` and `soak` run.
     #[arg(long, default_value_t = 30)]
     pub seconds: u64,
     /// Runs that count, after one that does not.
@@ -52,6 +55,39 @@ pub struct Bench {
     /// Where servers keep their logs; the system's directory for temporary files if not given.
     #[arg(long)]
     pub scratch: Option<PathBuf>,
+    /// Brokers that `kafka` reads from.
+    #[arg(long, value_name = "HOST:PORT,…", required_if_eq("name", "kafka"))]
+    pub brokers: Option<String>,
+    /// What a message of the topic is.
+    #[arg(long, value_enum, default_value_t = Encoding::Json)]
+    pub encoding: Encoding,
+    /// The topic that `kafka` reads, filled if it is not there; named after its content if not
+    /// given.
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// How often the state is written down, from Kafka (never if not given) and in `soak` (30s).
+    #[arg(long, value_name = "DURATION")]
+    pub checkpoint_interval: Option<Span>,
+}
+
+/// What a message of the topic is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Encoding {
+    /// One event, as JSON.
+    Json,
+    /// A batch of events as an Arrow IPC stream.
+    Batch,
+}
+
+#[cfg(feature = "kafka")]
+impl Encoding {
+    /// Its name in tables.
+    fn name(self) -> &'static str {
+        match self {
+            Encoding::Json => "json",
+            Encoding::Batch => "batch",
+        }
+    }
 }
 
 impl Bench {
@@ -85,5 +121,25 @@ impl Bench {
     /// When a run does not end.
     pub fn run_freshness(&self) -> Result<Vec<serde_json::Value>, String> {
         self.query.iter().map(|&query| freshness::run(self, query)).collect()
+    }
+
+    /// Runs the queries on a topic of Kafka.
+    ///
+    /// # Errors
+    /// When the topic cannot serve, an answer is wrong, a run does not end, or this program has no
+    /// Kafka.
+    pub fn run_kafka(&self) -> Result<Vec<serde_json::Value>, String> {
+        #[cfg(feature = "kafka")]
+        return self.query.iter().map(|&query| kafka::run(self, query)).collect();
+        #[cfg(not(feature = "kafka"))]
+        Err("this program was built without the feature `kafka`".into())
+    }
+
+    /// Loads a server as much as it takes, and watches its memory.
+    ///
+    /// # Errors
+    /// When the server ends, or an event has no fate.
+    pub fn run_soak(&self) -> Result<Vec<serde_json::Value>, String> {
+        soak::run(self).map(|figures| vec![figures])
     }
 }
