@@ -34,7 +34,7 @@ use trueup_operators::{
     symbols::Symbols,
     time::{BucketState, Epoch, EventTime, SECOND_US, format_rfc3339},
 };
-use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings};
+use trueup_sinks::{Filter, ReadError, Tables, ViewKind, ViewSettings};
 
 /// How long [`Host::settle`] waits. A restart on a large log takes as long as the log is large.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
@@ -155,7 +155,7 @@ pub enum HostError {
     },
     /// A view cannot be read.
     #[error(transparent)]
-    Read(#[from] trueup_sinks::tables::ReadError),
+    Read(#[from] ReadError),
     /// The job has no such view.
     #[error("there is no view `{name}`; there are {known}")]
     NoView {
@@ -409,7 +409,13 @@ impl Host {
         };
         let (mut rows, mut epoch, mut from) = (Vec::new(), None, None);
         loop {
-            let page = self.tables.page(found.id, &Filter::default(), epoch, from, PAGE_ROWS)?;
+            let page = self.tables.page(found.id, &Filter::default(), epoch, from, PAGE_ROWS);
+            if matches!(page, Err(ReadError::Renumbered)) {
+                // The next generation's views took the place of those that were read.
+                (rows, epoch, from) = (Vec::new(), None, None);
+                continue;
+            }
+            let page = page?;
             rows.extend(page.rows.rows().map(|row| ViewRow {
                 bucket: EventTime(row.start_us),
                 dimensions: row.key.iter().map(|&s| self.symbols.text(s).to_string()).collect(),

@@ -32,6 +32,14 @@ pub(crate) fn of_read(error: ReadError) -> Problem {
             detail,
             format!("begin anew with the newest epoch, or ask for epoch {first} or later"),
         ),
+        ReadError::Renumbered => Problem::new(
+            410,
+            "page_gone",
+            "the page before this one was of views that are gone",
+            detail,
+            "begin with the first page: a server that was started again, or came together with \
+             others again, numbers its rows anew",
+        ),
         // Epochs go on where they were when a server restarts, so this is an epoch of another log
         // or one that nobody was told of yet.
         ReadError::Ahead { visible, .. } => Problem::new(

@@ -203,6 +203,7 @@ async fn table_page(
             bucket: Bucket(t.place[0] as u32 as i32),
             shard: t.place[1] as u32,
             row: t.place[2] as u32,
+            run: (t.place[1] >> 32) as u32,
         });
         let page = tables.page(view.id, &filter, ask.epoch, from, ask.limit);
         let page = page.map_err(|e| asked.of_read(e))?;
@@ -210,7 +211,10 @@ async fn table_page(
         body.push_str("{\"rows\":");
         let shape = shape(tables.catalog(), table);
         view_rows(&shape, tables.symbols(), &page.rows, &mut body);
-        let place = |p: Place| [u64::from(p.bucket.0 as u32), u64::from(p.shard), u64::from(p.row)];
+        let place = |p: Place| {
+            let shard = u64::from(p.run) << 32 | u64::from(p.shard);
+            [u64::from(p.bucket.0 as u32), shard, u64::from(p.row)]
+        };
         let next = ask.next(page.at.epoch, page.next.map(place));
         let epoch = page.at.epoch;
         body.push_str(&format!(",\"asOfEpoch\":{epoch},\"nextPageToken\":{next}}}"));

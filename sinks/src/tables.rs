@@ -32,6 +32,9 @@ pub enum ReadError {
         /// The oldest epoch that can be read.
         first: Epoch,
     },
+    /// The place is one of views that are gone.
+    #[error("the rows were numbered anew since the page before this one was read")]
+    Renumbered,
     /// The epoch is not complete yet.
     #[error("epoch {epoch} is not complete yet; the newest one is {visible}")]
     Ahead {
@@ -169,6 +172,8 @@ pub struct Place {
     pub shard: u32,
     /// How many rows of it are done.
     pub row: u32,
+    /// The views whose rows have these numbers: others number them anew.
+    pub run: u32,
 }
 
 /// Rows of a table, in the order of buckets; within a bucket in no particular order, but the same

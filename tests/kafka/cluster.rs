@@ -5,14 +5,20 @@
 use crate::{
     brokers::{alone, beside, control, count as brokers},
     changelog::{assert_views, caught_up},
+    client::Client,
     fleet::{Fleet, signal},
     seed::{count, seed},
-    server::Server,
+    server::{Server, TRUEUP},
+    sse::{EventStream, Known},
     storm::Traffic,
-    traffic::wait_for,
+    traffic::{click, now_us, wait_for},
 };
 use rustix::process::Signal;
+use serde_json::Value;
 use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
     sync::{LazyLock, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -238,4 +244,99 @@ fn a_cluster_shows_everywhere_what_was_sent_anywhere() {
         }
     });
     examine(&fleet, running, &traffic, &mut Random::new(seed, 2));
+}
+
+/// What a process is told of another that is gone, and what it goes on with.
+#[test]
+fn while_a_process_is_away_the_other_takes_events_and_shows_what_it_has() {
+    let _brokers = beside();
+    let fleet = Fleet::new(2, CONFIG);
+    fleet.configure(2, 1);
+    let mut running: Running<'_> = (0..2).map(|process| Some(fleet.spawn(process))).collect();
+    await_together(&mut running);
+    let sent = |from: u64| -> Vec<Value> {
+        (from..from + 50).map(|n| click(&format!("e{n}"), now_us() - 1_000_000)).collect()
+    };
+    let client = fleet.home(1).client();
+    client.collect(&sent(0)).expect(202);
+    assert_eq!(client.settled().counted, 50);
+    let status = || client.get("/v1/status").expect(200).json;
+    let mut stream = EventStream::subscribe(&client, "/v1/views/campaign_minute/subscribe");
+    let mut known = Known::default();
+    follow(&client, &mut stream, &mut known);
+
+    // The one that leads.
+    running[0].take().unwrap().kill();
+    wait_for("a loss that is told", PATIENCE, || {
+        (status()["cluster"]["together"] == false).then_some(())
+    });
+    let shown = status()["epoch"].as_u64().unwrap();
+    client.collect(&sent(50)).expect(202);
+    std::thread::sleep(Duration::from_millis(1_200));
+    let told = status();
+    assert_eq!(told["epoch"].as_u64(), Some(shown), "nothing new is shown: {told}");
+    assert!(told["freshnessSeconds"].as_f64().unwrap() > 1.0, "and it says so: {told}");
+    assert!(told["cluster"]["lastEnd"].as_str().unwrap().contains("process 0"), "{told}");
+    client.get("/readyz").expect(200);
+    let rows = client.view("campaign_minute", None).1;
+    assert_eq!(rows.iter().map(|row| row["clicks"].as_i64().unwrap()).sum::<i64>(), 50);
+    let event = client.get("/v1/events/e1");
+    assert!([200, 503].contains(&event.status), "{}", event.json);
+
+    running[0] = Some(fleet.spawn(0));
+    await_together(&mut running);
+    assert_eq!(client.settled().counted, 100);
+    // The subscriber was not cut off, and has had every difference once.
+    follow(&client, &mut stream, &mut known);
+    let told = status();
+    assert!(told["cluster"]["generations"].as_u64() >= Some(2), "{told}");
+    for server in running.into_iter().flatten() {
+        assert!(server.terminate().success());
+    }
+}
+
+/// Takes what comes until the subscriber is where the server is; it knows the view then.
+fn follow(client: &Client, stream: &mut EventStream, known: &mut Known) {
+    let shown = client.get("/v1/status").expect(200).json["epoch"].as_u64();
+    while known.epoch < shown {
+        known.take(&stream.next().unwrap());
+    }
+    known.assert_is(&client.view("campaign_minute", known.epoch).1);
+}
+
+/// A job that knows nothing of processes, run by two of them.
+#[test]
+fn orders_run_on_kafka_in_two_processes_by_their_configuration_alone() {
+    let _brokers = beside();
+    let fleet = Fleet::new(2, "");
+    fleet.configure(2, 1);
+    let path = Path::new(TRUEUP).with_file_name("examples").join("orders");
+    assert!(path.exists(), "{} is not built; run `cargo build --examples`", path.display());
+    let children: Vec<Child> = (0..2)
+        .map(|process| {
+            let config = fleet.home(process).config_path();
+            let text = fs::read_to_string(&config).unwrap();
+            let data = fleet.home(process).data();
+            fs::write(&config, format!("data_dir = \"{}\"\n{text}", data.display())).unwrap();
+            let mut command = Command::new(&path);
+            command.arg(config).arg("200").stdin(Stdio::null()).stdout(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .collect();
+    let outputs: Vec<String> = children
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", output.status);
+            String::from_utf8(output.stdout).unwrap()
+        })
+        .collect();
+    assert_eq!(outputs[0], outputs[1]);
+    let cents = |line: &str| -> i64 {
+        line.trim_end_matches(']').rsplit(", ").next().unwrap().parse().unwrap()
+    };
+    let refunded: i64 = (0..200).step_by(10).map(|i| 100 + i).sum();
+    let expected = (0..200).map(|i| 100 + i).sum::<i64>() - refunded;
+    assert_eq!(outputs[0].lines().count(), 7, "{}", outputs[0]);
+    assert_eq!(outputs[0].lines().map(cents).sum::<i64>(), expected, "{}", outputs[0]);
 }

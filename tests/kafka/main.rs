@@ -15,6 +15,8 @@ mod proxy;
 mod seed;
 #[path = "../it/server.rs"]
 mod server;
+#[path = "../it/sse.rs"]
+mod sse;
 #[path = "../it/storm.rs"]
 mod storm;
 #[path = "../it/traffic.rs"]

@@ -61,7 +61,11 @@ pub use image::ShardImage;
 pub use load::Loader;
 use parking_lot::Mutex;
 use shard::Shard;
-use std::sync::Arc;
+use std::{
+    collections::hash_map::RandomState,
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+};
 use tokio::sync::watch;
 use trueup_operators::{
     change::{Commit, Counts, Sink, TableId},
@@ -142,6 +146,8 @@ pub struct Views<const N: usize, M> {
     digests: Option<Digests>,
     /// The epochs that sums hold.
     held: Mutex<Vec<Epoch>>,
+    /// Tells these views from all others, so that no place in others is taken for one in these.
+    run: u32,
 }
 
 /// Holds an epoch as long as it lives.
@@ -176,6 +182,7 @@ impl<const N: usize, M: Group> Views<N, M> {
             shards: (0..settings.workers).map(|_| Shard::new(&settings.rollups)).collect(),
             digests: settings.digests.then(|| Digests::new(settings.workers)),
             held: Mutex::default(),
+            run: RandomState::new().build_hasher().finish() as u32,
             settings,
         })
     }

@@ -361,6 +361,9 @@ pub(crate) fn page<const N: usize, M: Group>(
     from: Option<Place>,
     rows_max: usize,
 ) -> Result<Page, ReadError> {
+    if from.is_some_and(|place| place.run != views.run) {
+        return Err(ReadError::Renumbered);
+    }
     let filter = Compiled::new(filter, &views.symbols);
     let dimensions = views.dimensions(table);
     let mut rows = RowBlock::new(dimensions, M::COLUMNS.len());
@@ -414,7 +417,7 @@ fn parts<const N: usize, M: Group>(
     };
     let mut parts = Vec::new();
     for (shard, of) in views.shards.iter().enumerate() {
-        let place = |bucket| Place { bucket, shard: shard as u32, row: 0 };
+        let place = |bucket| Place { bucket, shard: shard as u32, row: 0, run: views.run };
         parts.extend(of.buckets(table, &range).into_iter().map(place));
     }
     parts.sort_unstable_by_key(|p| (p.bucket, p.shard));

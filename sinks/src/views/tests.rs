@@ -168,7 +168,11 @@ fn memory_is_reported_and_history_is_bounded() {
     let view = model.views.catalog().views()[0].id;
     let read = |epoch| model.views.page(view, &Filter::default(), Some(epoch), None, 1);
     assert_eq!(read(first - 1).err(), Some(gone));
-    assert!(read(first).is_ok());
+    let next = read(first).unwrap().next.expect("there are more rows than one");
+    let go_on = |next| model.views.page(view, &Filter::default(), Some(first), Some(next), 1);
+    assert!(go_on(next).is_ok());
+    let others = Place { run: next.run ^ 1, ..next };
+    assert_eq!(go_on(others).err(), Some(ReadError::Renumbered));
     let visible = model.views.visible().unwrap().epoch;
     assert_eq!(read(visible + 1).err(), Some(ReadError::Ahead { epoch: visible + 1, visible }));
 }
