@@ -118,13 +118,9 @@ pub(crate) struct Shared {
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) checkpoints: Option<Arc<Checkpoints>>,
     pub(crate) memory: Mutex<Vec<WorkerMemory>>,
-}
-
-impl Shared {
-    /// Ids belong to the worker that their partition of so many belongs to.
-    pub(crate) fn id_partitions(&self) -> u16 {
-        self.settings.id_partitions(&*self.log)
-    }
+    /// Ids belong to the worker that their partition of so many belongs to, as long as it runs,
+    /// whatever becomes of the topic.
+    pub(crate) id_partitions: u16,
 }
 
 /// A running job, or this process's part of it.
@@ -199,7 +195,17 @@ impl<const N: usize, M: Exchanged> Beginning<N, M> {
         let mut sinks: Vec<Vec<Option<Sinks<N, M>>>> = (0..seat.processes())
             .map(|process| (0..workers).map(|t| Some(sinks(process * workers + t))).collect())
             .collect();
-        let shared = Arc::new(Shared { log, symbols, settings, seat, epochs, checkpoints, memory });
+        let id_partitions = settings.id_partitions(&*log);
+        let shared = Arc::new(Shared {
+            log,
+            symbols,
+            settings,
+            seat,
+            epochs,
+            checkpoints,
+            memory,
+            id_partitions,
+        });
 
         let (mut plans, mut asks, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         let mut places = match settings.partitioned_by_id {
@@ -273,7 +279,9 @@ impl Engine {
         epochs.rest("the processes have not met yet".to_owned());
         let memory = Mutex::default();
         let (checkpoints, asks) = (None, Vec::new());
-        let shared = Shared { log, symbols, settings, seat, epochs, checkpoints, memory };
+        let id_partitions = settings.id_partitions(&*log);
+        let shared =
+            Shared { log, symbols, settings, seat, epochs, checkpoints, memory, id_partitions };
         let (closing, workers) = (Mutex::default(), Mutex::default());
         Ok(Engine { shared: Arc::new(shared), asks, closing, workers })
     }
@@ -358,7 +366,7 @@ impl Engine {
     /// When the worker that would know has ended or does not answer in time.
     pub fn lookup(&self, id: IdHash) -> Result<Option<Entry>, String> {
         let seat = &self.shared.seat;
-        let owner = usize::from(hash::partition(&id, self.shared.id_partitions())) % seat.peers();
+        let owner = usize::from(hash::partition(&id, self.shared.id_partitions)) % seat.peers();
         let (process, generation) = (seat.process_of(owner), seat.generation());
         match generation.filter(|generation| generation.process() != process) {
             None => self.lookup_here(owner, id),

@@ -259,9 +259,9 @@ impl Host {
         }
     }
 
-    /// On an open log, as one process of a cluster: the job's workers run in all of them. It returns at
-    /// once; until the cluster is together, and whenever it comes together again, events are taken
-    /// and what was shown last is shown.
+    /// On an open log, as one process of a cluster: the job's workers run in all of them. It
+    /// returns at once; until the cluster is together, and whenever it comes together again, events
+    /// are taken and what was shown last is shown.
     ///
     /// # Errors
     /// As [`Host::open`], and when the cluster's settings cannot be, or the log or the place of the
@@ -273,7 +273,7 @@ impl Host {
         job: J,
         engine: EngineSettings,
         views: ViewSettings,
-        cluster: ClusterSettings,
+        mut cluster: ClusterSettings,
     ) -> Result<Host, HostError> {
         check(&job.rollups(), N)?;
         if !log.log().is_shared() {
@@ -287,6 +287,7 @@ impl Host {
         };
         let home = home(&log, job, engine, views, store);
         let symbols = Arc::clone(&home.symbols);
+        cluster.version = format!("{}/job-{}", cluster.version, digest(&home));
         let member = Member::start(home, Cluster::open(cluster)?)?;
         let (tables, current) = (member.tables(), member.current());
         let (member, future_skew_us_max) = (Some(member), engine.lateness.future_skew_us_max);
@@ -535,13 +536,12 @@ impl Host {
 fn home<J: Job<N>, const N: usize>(
     log: &OpenLog,
     job: J,
-    mut engine: EngineSettings,
+    engine: EngineSettings,
     views: ViewSettings,
     store: Option<(Objects, Decided)>,
 ) -> Home<J, N> {
-    // A topic with more partitions than it had holds ids of one partition in two.
-    engine.partitioned_by_id &= log.identity().partitions == log.log().partitions(Topic::Events);
     Home {
+        partitions: log.identity().partitions,
         installation: log.identity().installation_hex(),
         log: Arc::clone(log.log()),
         symbols: Arc::new(Symbols::default()),
@@ -550,6 +550,20 @@ fn home<J: Job<N>, const N: usize>(
         views,
         store: store.map(|(store, decided)| (Arc::new(store), decided)),
     }
+}
+
+/// Of what all processes must have alike, or one would take another's sums for what they are not.
+fn digest<J: Job<N>, const N: usize>(home: &Home<J, N>) -> String {
+    let engine = &home.engine;
+    let alike = format!(
+        "{:?}",
+        (
+            home.job.rollups(),
+            (engine.lateness, engine.partitioned_by_id),
+            (home.store.is_some(), &home.installation, home.partitions),
+        )
+    );
+    format!("{:016x}", hash::stable(alike.as_bytes()))
 }
 
 /// Whether a job's rollups can be kept. Which dimensions there are is the job's to know.

@@ -20,23 +20,24 @@
 //!
 //! # Promises
 //!
-//! * The feed begins when all processes have loaded: until then the leader has not heard that they
-//!   have committed what they began with.
+//! * Until all processes have loaded, no more epochs are fed than may be under way: a member
+//!   commits what it began with when it has.
 //! * A generation that is over feeds nothing, closes nothing and publishes nothing from the moment
-//!   that [`Engine::abandon`] returns. What it appended before counts or is void by the order of the
-//!   log ([`crate::epochs`]).
+//!   that [`Engine::abandon`] returns. What it appended before counts or is void by the order of
+//!   the log ([`crate::epochs`]).
 //! * A fault of this process is told to the others before it ends.
 
 use crate::{
     checkpoint::{
-        keeper::newest_generation,
+        LoadError,
+        keeper::{CheckpointError, newest_generation},
         manifest::ManifestName,
         parts::{Ended, SealedPart},
         start::{self, Begin, Place},
         taking::Checkpoints,
     },
-    cluster::{Cluster, Generation, MeetError, Word},
-    engine::{Engine, StartError},
+    cluster::{Cluster, Failure, Generation, MeetError, What, Word},
+    engine::{Engine, EngineSettings, StartError},
     epochs::{Fed, Led},
     flow::Job,
     host::CHECKPOINT_PATIENCE,
@@ -57,10 +58,13 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
+use trueup_operators::log::LogError;
 use trueup_sinks::{Tables, Views};
 
 /// How long until a meeting is tried again that could not begin.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often a member tries to load what the leader has chosen.
+const LOADS_MAX: u32 = 4;
 /// How often who waits looks around.
 const GLANCE: Duration = Duration::from_millis(10);
 
@@ -255,8 +259,53 @@ enum End {
     Fault(String),
 }
 
-/// What the views of a generation show, and what it begins with.
-type Loaded<const N: usize, M> = (Begin<N, M>, Arc<Views<N, M>>);
+/// What a generation begins with, the views that show it, and how it runs.
+struct Loaded<const N: usize, M> {
+    begin: Begin<N, M>,
+    views: Arc<Views<N, M>>,
+    settings: EngineSettings,
+}
+
+/// Of a generation that is over. What this process found in itself is its fault, whoever noticed
+/// first: a panic ends the generation before anyone has looked at the engine.
+fn over(generation: &Generation) -> End {
+    match generation.failure() {
+        Some(failure) if is_own_fault(generation, &failure) => End::Fault(failure.text),
+        Some(failure) => End::Over(failure.to_string()),
+        None => End::Over("it was stopped".to_owned()),
+    }
+}
+
+fn is_own_fault(generation: &Generation, failure: &Failure) -> bool {
+    failure.process == generation.process()
+        && failure.what == What::Fault
+        && failure.told_by.is_none()
+}
+
+/// Of a generation that this process could not begin in. What may pass, a store or a broker that
+/// does not answer, is no fault: all meet again.
+fn not_begun(generation: &Generation, error: &StartError) -> End {
+    if generation.failure().is_some() {
+        return over(generation);
+    }
+    let may_pass = match error {
+        StartError::Log(error) => {
+            matches!(error, LogError::Unavailable { .. } | LogError::Busy { .. })
+        }
+        StartError::Load(error) => matches!(error, LoadError::Store(_)),
+        StartError::Checkpoint(error) => {
+            matches!(error, CheckpointError::Store(_) | CheckpointError::Fenced { .. })
+        }
+        StartError::Settings(_) | StartError::Thread(_) => false,
+    };
+    if !may_pass {
+        return End::Fault(error.to_string());
+    }
+    tracing::warn!(%error, "the generation cannot begin; all meet again");
+    generation.leave();
+    std::thread::sleep(AGAIN);
+    End::Over(error.to_string())
+}
 
 impl<J: Job<N>, const N: usize> Living<J, N> {
     fn live(self) {
@@ -302,21 +351,16 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
 
     /// One generation, from its first word to its end.
     fn turn(&self, generation: &Arc<Generation>) -> End {
-        let over = |generation: &Generation| match generation.failure() {
-            Some(failure) => End::Over(failure.to_string()),
-            None => End::Over("it was stopped".to_owned()),
-        };
         let Some(words) = generation.words() else { return over(generation) };
         let seat = Seat::among(Arc::clone(generation), self.home.engine.workers);
         let loaded = match seat.leads() {
-            true => self.lead(&seat),
+            true => self.lead(&seat).map(Some),
             false => self.follow(&seat, &words),
         };
-        let (begin, views) = match loaded {
+        let Loaded { begin, views, settings } = match loaded {
             Ok(Some(loaded)) => loaded,
             Ok(None) => return over(generation),
-            Err(reason) if generation.failure().is_none() => return End::Fault(reason),
-            Err(_) => return over(generation),
+            Err(error) => return not_begun(generation, &error),
         };
         let (fed, received) = channel();
         let led = (!seat.leads()).then_some(Led { fed: received });
@@ -328,7 +372,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
             .name("words".into())
             .spawn(move || ears.hear(&words, told.as_deref()));
         let run = match heard {
-            Ok(_) => self.home.run(seat, begin, views, led),
+            Ok(_) => self.home.run(seat, begin, views, led, settings),
             Err(error) => Err(StartError::Thread(error.to_string())),
         };
         let run = match run {
@@ -337,10 +381,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
                 if let Some(checkpoints) = checkpoints {
                     checkpoints.stop();
                 }
-                return match generation.failure() {
-                    Some(_) => over(generation),
-                    None => End::Fault(error.to_string()),
-                };
+                return not_begun(generation, &error);
             }
         };
         let (engine, tables) = (Arc::clone(&run.engine), Arc::clone(&run.tables));
@@ -350,10 +391,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
         self.current.set(run);
         self.watch(generation, &engine, &tables);
         let fault = engine.fault().filter(|_| generation.failure().is_none());
-        let end = match fault {
-            Some(fault) => End::Fault(fault),
-            None => over(generation),
-        };
+        let end = fault.map_or_else(|| over(generation), End::Fault);
         if let End::Fault(reason) = &end {
             generation.fault(reason.clone());
         }
@@ -382,16 +420,16 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
         }
     }
 
-    /// Loads the newest checkpoint that no process has found broken, and says which it is. `None`:
-    /// the generation is over.
-    fn lead(&self, seat: &Seat) -> Result<Option<Loaded<N, J::Metrics>>, String> {
-        let Some(generation) = seat.generation() else { return Ok(None) };
-        let views = self.home.views(seat);
-        let (begin, chosen) = match &self.home.store {
-            None => {
-                let begin = start::origin(&*self.home.log, self.home.engine.workers);
-                (begin.map_err(|e| e.to_string())?, None)
-            }
+    /// Loads the newest checkpoint that no process has found broken, and says which it is.
+    fn lead(&self, seat: &Seat) -> Result<Loaded<N, J::Metrics>, StartError> {
+        let home = &self.home;
+        let settings = home.settings(home.is_partitioned_by_id());
+        let views = home.views(seat);
+        let Some(generation) = seat.generation() else {
+            return Err(StartError::Settings("there is nobody to lead".to_owned()));
+        };
+        let (begin, chosen) = match &home.store {
+            None => (start::origin(&*home.log, settings.workers)?, None),
             Some((store, decided)) => {
                 let leading = start::Leading {
                     generation: Some(generation.number()),
@@ -399,13 +437,13 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
                     broken: self.broken.lock().clone(),
                     say: say_to_all(generation),
                 };
-                let of = self.home.of(decided);
-                let led = start::lead(Arc::clone(store), &*self.home.log, of, &views, leading);
-                led.map_err(|e| e.to_string())?
+                let of = home.of(decided, settings);
+                start::lead(Arc::clone(store), &*home.log, of, &views, leading)?
             }
         };
-        say(generation, 1..generation.processes(), &Said::Begin(chosen));
-        Ok(generation.failure().is_none().then_some((begin, views)))
+        let said = Said::Begin(chosen, settings.partitioned_by_id);
+        say(generation, 1..generation.processes(), &said);
+        Ok(Loaded { begin, views, settings })
     }
 
     /// Loads what the leader says. `None`: the generation is over.
@@ -413,34 +451,43 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
         &self,
         seat: &Seat,
         words: &Receiver<Word>,
-    ) -> Result<Option<Loaded<N, J::Metrics>>, String> {
+    ) -> Result<Option<Loaded<N, J::Metrics>>, StartError> {
         let Some(generation) = seat.generation() else { return Ok(None) };
-        let Some(chosen) = begin_of(generation, words)? else { return Ok(None) };
-        let views = self.home.views(seat);
-        let Some((store, decided)) = &self.home.store else {
-            if let Some(name) = chosen {
-                return Err(format!("all begin with {name}, and this process has no checkpoints"));
+        let told = begin_of(generation, words).map_err(StartError::Settings)?;
+        let Some((chosen, partitioned_by_id)) = told else { return Ok(None) };
+        let home = &self.home;
+        let settings = home.settings(partitioned_by_id);
+        let Some((store, decided)) = &home.store else {
+            let (begin, views) = (start::origin(&*home.log, settings.workers)?, home.views(seat));
+            return Ok(Some(Loaded { begin, views, settings }));
+        };
+        let mut tries_left = LOADS_MAX;
+        loop {
+            let views = home.views(seat);
+            let following = start::Following {
+                generation: generation.number(),
+                place: place(seat),
+                chosen,
+                say: say_to_leader(generation),
+            };
+            let (of, store) = (home.of(decided, settings), Arc::clone(store));
+            let error = match start::follow(store, &*home.log, of, &views, following) {
+                Ok(begin) => return Ok(Some(Loaded { begin, views, settings })),
+                Err(error) => error,
+            };
+            let StartError::Load(LoadError::Chosen { .. }) = error else { return Err(error) };
+            tries_left -= 1;
+            if generation.failure().is_some() {
+                return Ok(None);
             }
-            let begin = start::origin(&*self.home.log, self.home.engine.workers);
-            return Ok(Some((begin.map_err(|e| e.to_string())?, views)));
-        };
-        let following = start::Following {
-            generation: generation.number(),
-            place: place(seat),
-            chosen,
-            say: say_to_leader(generation),
-        };
-        let of = self.home.of(decided);
-        let begun = start::follow(Arc::clone(store), &*self.home.log, of, &views, following);
-        match (begun, chosen) {
-            (Ok(begin), _) => Ok(Some((begin, views))),
-            (Err(error), None) => Err(error.to_string()),
-            (Err(error), Some(name)) => {
-                tracing::warn!(%name, %error, "it is told to the leader");
+            // What this process knows of the log's end may be older than what the leader knows.
+            tracing::warn!(%error, tries_left, "what all begin with cannot be loaded here");
+            if let (0, Some(name)) = (tries_left, chosen) {
                 say(generation, [LEADER], &Said::Broken(name, error.to_string()));
                 generation.wait(CHECKPOINT_PATIENCE);
-                Ok(None)
+                return Ok(None);
             }
+            generation.wait(AGAIN);
         }
     }
 }
@@ -449,7 +496,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
 fn begin_of(
     generation: &Generation,
     words: &Receiver<Word>,
-) -> Result<Option<Option<ManifestName>>, String> {
+) -> Result<Option<(Option<ManifestName>, bool)>, String> {
     loop {
         let word = match words.recv_timeout(GLANCE) {
             Ok(word) => word,
@@ -457,7 +504,9 @@ fn begin_of(
             Err(_) => return Ok(None),
         };
         match words::decode(&word.said)? {
-            Said::Begin(chosen) if word.from == LEADER => return Ok(Some(chosen)),
+            Said::Begin(chosen, partitioned_by_id) if word.from == LEADER => {
+                return Ok(Some((chosen, partitioned_by_id)));
+            }
             other => return Err(format!("process {} said {other:?} first", word.from)),
         }
     }

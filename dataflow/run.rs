@@ -17,7 +17,10 @@ use crate::{
 };
 use parking_lot::RwLock;
 use std::sync::Arc;
-use trueup_operators::{log::Log, symbols::Symbols};
+use trueup_operators::{
+    log::{Log, Topic},
+    symbols::Symbols,
+};
 use trueup_sinks::{Tables, ViewSettings, Views};
 
 /// A run.
@@ -37,7 +40,10 @@ pub(crate) struct Home<J, const N: usize> {
     pub(crate) installation: String,
     pub(crate) symbols: Arc<Symbols>,
     pub(crate) job: Arc<J>,
+    /// As they are configured.
     pub(crate) engine: EngineSettings,
+    /// Of how many partitions its ids are, as long as the events topic has as many.
+    pub(crate) partitions: u16,
     pub(crate) views: ViewSettings,
     /// Where checkpoints are, if there are any.
     pub(crate) store: Option<(Arc<Objects>, Decided)>,
@@ -51,13 +57,24 @@ impl<J: Job<N>, const N: usize> Home<J, N> {
         Views::new(settings, Arc::clone(&self.symbols))
     }
 
+    /// Whether ids belong to workers by their partitions. A topic with more partitions than it had
+    /// holds ids of one partition in two.
+    pub(crate) fn is_partitioned_by_id(&self) -> bool {
+        self.engine.partitioned_by_id && self.log.partitions(Topic::Events) == self.partitions
+    }
+
+    /// How a run runs; all processes of a cluster the same.
+    pub(crate) fn settings(&self, partitioned_by_id: bool) -> EngineSettings {
+        EngineSettings { partitioned_by_id, ..self.engine }
+    }
+
     /// What its checkpoints are of.
-    pub(crate) fn of(&self, decided: &Decided) -> Of {
+    pub(crate) fn of(&self, decided: &Decided, engine: EngineSettings) -> Of {
         Of {
             installation: self.installation.clone(),
             decided: decided.clone(),
             rollups: self.job.rollups(),
-            engine: self.engine,
+            engine,
         }
     }
 
@@ -67,14 +84,14 @@ impl<J: Job<N>, const N: usize> Home<J, N> {
     /// When there is nothing to begin with, or threads do not start.
     pub(crate) fn alone(&self) -> Result<Run, StartError> {
         let seat = Seat::alone(self.engine.workers);
-        let views = self.views(&seat);
+        let (views, settings) = (self.views(&seat), self.settings(self.is_partitioned_by_id()));
         let begin = match &self.store {
             None => start::origin(&*self.log, self.engine.workers)?,
             Some((store, decided)) => {
-                start::open(Arc::clone(store), &*self.log, self.of(decided), &views)?
+                start::open(Arc::clone(store), &*self.log, self.of(decided, settings), &views)?
             }
         };
-        self.run(seat, begin, views, None)
+        self.run(seat, begin, views, None, settings)
     }
 
     /// The run that goes on from `begin`, which has been loaded into `views`.
@@ -87,6 +104,7 @@ impl<J: Job<N>, const N: usize> Home<J, N> {
         begin: Begin<N, J::Metrics>,
         views: Arc<Views<N, J::Metrics>>,
         led: Option<Led>,
+        settings: EngineSettings,
     ) -> Result<Run, StartError> {
         let (loaded, checkpoints) = (begin.loaded.clone(), begin.checkpoints.clone());
         let passed_over = begin.broken.len();
@@ -105,7 +123,7 @@ impl<J: Job<N>, const N: usize> Home<J, N> {
         let beginning = Beginning { begin, log, symbols, seat, led };
         let engine = beginning.start(
             Arc::clone(&self.job),
-            self.engine,
+            settings,
             |worker| [0, 1].map(|stage| sink(worker * 2 + stage)),
             move |times| announced.announce(times),
         )?;

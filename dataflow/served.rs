@@ -5,10 +5,10 @@
 //!
 //! A generation begins with views of its own, which are as old as the checkpoint that it loads.
 //! Readers must see neither the step back nor the change: so the new views take the place of the
-//! old ones when they show what those showed. What an epoch holds follows from the log alone, so the
-//! same epoch has the same rows in both; a subscriber that has reached an epoch goes on after it in
-//! the new views, whose history begins at the checkpoint. One that is in the middle of a step, or of
-//! its snapshot, ends that in the old ones, which live as long as somebody reads them.
+//! old ones when they show what those showed. What an epoch holds follows from the log alone, so
+//! the same epoch has the same rows in both; a subscriber that has reached an epoch goes on after
+//! it in the new views, whose history begins at the checkpoint. One that is in the middle of a
+//! step, or of its snapshot, ends that in the old ones, which live as long as somebody reads them.
 //!
 //! # Promises
 //!

@@ -3,7 +3,8 @@
 //! ([`crate::cluster::Generation::say`]).
 //!
 //! ```text
-//! u8  0 begin    leader → all     JSON, the name of the checkpoint that all begin with, or null
+//! u8  0 begin    leader → all     JSON, the name of the checkpoint that all begin with, or null, and
+//!                                 whether ids belong to workers by their partitions
 //! u8  1 fed      leader → all     u64 offset behind the remap row, u8 image (0 none, 1 whole,
 //!                                 2 increment), the row as in the log
 //! u8  2 broken   member → leader  JSON, the checkpoint that cannot be loaded, and why
@@ -27,8 +28,9 @@ use trueup_operators::{feed::ImageKind, remap::RemapRow};
 /// A word.
 #[derive(Debug)]
 pub(crate) enum Said {
-    /// What all begin with; `None`: the beginning of the log.
-    Begin(Option<ManifestName>),
+    /// What all begin with; `None`: the beginning of the log. And whether ids belong to workers by
+    /// their partitions.
+    Begin(Option<ManifestName>, bool),
     /// The next epoch.
     Fed(Fed),
     /// A checkpoint that a member cannot load.
@@ -42,7 +44,9 @@ pub(crate) enum Said {
 /// A word as it is said.
 pub(crate) fn encode(said: &Said) -> Vec<u8> {
     match said {
-        Said::Begin(name) => json(0, &name.map(|name| name.to_string())),
+        Said::Begin(name, by_partition) => {
+            json(0, &(name.map(|name| name.to_string()), by_partition))
+        }
         Said::Fed(fed) => {
             let mut bytes = vec![1];
             bytes.extend(fed.next.to_le_bytes());
@@ -67,7 +71,10 @@ pub(crate) fn encode(said: &Said) -> Vec<u8> {
 pub(crate) fn decode(bytes: &[u8]) -> Result<Said, String> {
     let (&kind, body) = bytes.split_first().ok_or("a word without a byte")?;
     match kind {
-        0 => Ok(Said::Begin(parsed::<Option<String>>(body)?.as_deref().map(name).transpose()?)),
+        0 => {
+            let (text, by_partition) = parsed::<(Option<String>, bool)>(body)?;
+            Ok(Said::Begin(text.as_deref().map(name).transpose()?, by_partition))
+        }
         1 => fed(body).map(Said::Fed),
         2 => {
             let (text, reason) = parsed::<(String, String)>(body)?;
@@ -124,8 +131,10 @@ mod tests {
         }
         let name = ManifestName { generation: 3, epoch: 12 };
         for begin in [None, Some(name)] {
-            let heard = decode(&encode(&Said::Begin(begin))).unwrap();
-            assert!(matches!(heard, Said::Begin(heard) if heard == begin));
+            for by_partition in [false, true] {
+                let heard = decode(&encode(&Said::Begin(begin, by_partition))).unwrap();
+                assert!(matches!(heard, Said::Begin(h, by) if (h, by) == (begin, by_partition)));
+            }
         }
         let heard = decode(&encode(&Said::Broken(name, "torn".into()))).unwrap();
         assert!(matches!(heard, Said::Broken(n, why) if n == name && why == "torn"));

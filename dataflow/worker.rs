@@ -204,7 +204,7 @@ fn build<J: Job<N>, const N: usize>(
     let Begin { after, state } = begin;
     let (ledger, rows) = state.map(|state| (state.ledger, state.rows)).unzip();
     let context = Rc::new(Context {
-        partitions: shared.id_partitions(),
+        partitions: shared.id_partitions,
         ledger: RefCell::new(ledger),
         rows: RefCell::new(rows.map(|rows| Box::new(rows) as Box<dyn Any>)),
         hand_over,
@@ -331,7 +331,7 @@ impl<B: EventBatch> Running<B> {
         self.events.send(Feed::Open(times));
         feeds.into_iter().for_each(|feed| self.events.send(feed));
         if index == 0 {
-            let (partitions, peers) = (shared.id_partitions(), shared.seat.peers());
+            let (partitions, peers) = (shared.id_partitions, shared.seat.peers());
             read_each(&*shared.log, Topic::Verdicts, VERDICTS, plan, |frame| {
                 let said = judge(&frame, partitions, peers as u32, |j| self.verdicts.send(j));
                 foreign_or(&*shared.log, said)

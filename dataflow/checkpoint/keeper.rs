@@ -44,8 +44,9 @@
 //!
 //! # Which ones are kept
 //!
-//! The newest `kept` manifests that are not known to be broken: one that was found broken at the
-//! start does not push a good one out.
+//! The newest `kept` manifests that are not known to be broken, and broken ones between them: one
+//! that was found broken at the start does not push a good one out, and goes with the good ones of
+//! its age.
 
 use super::{
     manifest::{At, MANIFEST_BYTES_MAX, Manifest, ManifestName, Of, Part, Taken},
@@ -268,7 +269,8 @@ impl Keeper {
         self.writer
     }
 
-    /// A manifest cannot be loaded: it counts for nothing, and goes with the next checkpoint.
+    /// A manifest cannot be loaded: it counts for nothing. It goes when as many newer good ones are
+    /// there as are kept, as any other: what could not be read once need not be broken.
     pub fn condemn(&mut self, broken: ManifestName) {
         self.broken.insert(broken);
     }
@@ -442,16 +444,21 @@ impl Keeper {
         let mut left = self.settings.kept;
         let mut named: BTreeSet<String> = BTreeSet::new();
         for name in manifests(&*self.store).map_err(|e| e.to_string())? {
-            if left == 0 || self.broken.contains(&name) {
+            if left == 0 {
                 self.store.delete(&name.to_string()).map_err(|e| e.to_string())?;
                 garbage.manifests += 1;
                 continue;
             }
-            // One that cannot be read now may be readable later: then it names packs.
-            let manifest = read_manifest(&*self.store, name)?;
+            let is_broken = self.broken.contains(&name);
+            let manifest = match read_manifest(&*self.store, name) {
+                Ok(manifest) => manifest,
+                Err(_) if is_broken => continue,
+                // One that cannot be read now may be readable later: then it names packs.
+                Err(reason) => return Err(reason),
+            };
             named.extend(manifest.packs.into_iter().map(|pack| pack.name));
             named.extend(manifest.parts.into_iter().map(|part| part.pack));
-            left -= 1;
+            left -= usize::from(!is_broken);
         }
         self.collect_objects(&named, garbage).map_err(|e| e.to_string())
     }

@@ -2,8 +2,10 @@
 //!
 //! A member is fed exactly the rows that the leader is fed, in the same order, with the same images
 //! to take. It neither reads nor closes the remap topic: two readers of one topic could be at
-//! different ends of it, and an image is nothing that a topic says. How many epochs are under way is
-//! bounded where they are fed: the leader goes on when all processes have delivered.
+//! different ends of it, and an image is nothing that a topic says. How many epochs are under way
+//! is bounded where they are fed: the leader goes on when all processes have delivered. A member
+//! that does not know of all that a row names yet, because it asked the brokers before the leader
+//! did or got no answer, waits until it does.
 
 use super::{Epochs, Feeder, LOOK, Plan, bytes_held};
 use crate::{
@@ -20,6 +22,7 @@ use std::{
 };
 use trueup_operators::{
     feed::{EpochTimes, ImageKind},
+    log::{Log, Topic},
     remap::RemapRow,
 };
 
@@ -47,7 +50,8 @@ impl Epochs {
         let word = words::encode(&Said::Fed(fed));
         for process in (0..generation.processes()).filter(|&p| p != generation.process()) {
             if let Err(error) = generation.say(process, &word) {
-                self.fail(format!("epoch {} cannot be fed: {error}", plan.row.epoch));
+                let epoch = plan.row.epoch;
+                generation.end(process, format!("epoch {epoch} cannot be told: {error}"));
                 return false;
             }
         }
@@ -64,12 +68,17 @@ impl Epochs {
     ) {
         self.seat.commit(read.row.epoch);
         let mut looked = None::<Instant>;
+        // What the leader says, until this process's log is as far.
+        let mut due = None::<Fed>;
         loop {
             if looked.is_none_or(|looked| looked.elapsed() >= self.settings.tick) {
                 self.shared_bytes.store(bytes_held(&*self.log), Ordering::Relaxed);
                 looked = Some(Instant::now());
             }
-            let fed = led.fed.recv_timeout(LOOK);
+            let fed = match due.take() {
+                Some(fed) => Ok(fed),
+                None => led.fed.recv_timeout(LOOK),
+            };
             {
                 let mut state = self.state.lock();
                 if state.stopping || state.fault.is_some() {
@@ -79,6 +88,10 @@ impl Epochs {
                 state.see(visible);
             }
             match fed {
+                Ok(fed) if !reaches(&*self.log, &fed.row) => {
+                    due = Some(fed);
+                    std::thread::sleep(LOOK);
+                }
                 Ok(fed) => {
                     if !self.take(&fed, &mut read, feeders, &announce) {
                         return;
@@ -116,4 +129,16 @@ impl Epochs {
         drop(state);
         self.give(feeders, &Plan { before, row: Arc::clone(&read.row), image: fed.image })
     }
+}
+
+/// Whether this process knows of everything that a row names. The leader may have heard of it
+/// sooner, and a broker that does not answer says nothing.
+fn reaches(log: &dyn Log, row: &RemapRow) -> bool {
+    [(Topic::Events, &row.events), (Topic::Verdicts, &row.verdicts)].into_iter().all(
+        |(topic, upto)| {
+            let ends = log.ends(topic);
+            ends.len() >= upto.len()
+                && ends.iter().zip(upto).all(|(end, upto)| end.offset >= upto.offset)
+        },
+    )
 }

@@ -5,7 +5,8 @@
 
 use super::*;
 use crate::{
-    CheckpointSettings,
+    CheckpointSettings, Output, RollupSpec, Source,
+    ads::{AdBatch, AdContribution},
     checkpoint::{
         store::Objects,
         tests::{
@@ -20,8 +21,14 @@ use crate::{
     topology::AdJob,
 };
 use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use timely::dataflow::operators::Inspect;
 use trueup_log::Journal;
-use trueup_operators::{log::Log, symbols::Symbols, time::Epoch};
+use trueup_operators::{
+    log::{Log, Topic},
+    metrics::Metrics,
+    symbols::Symbols,
+    time::Epoch,
+};
 use trueup_sinks::ViewSettings;
 
 const EPOCHS: Epoch = 120;
@@ -49,15 +56,25 @@ fn settings(threads: usize, upto: Epoch, partitioned_by_id: bool) -> EngineSetti
 }
 
 fn home(dir: &Path, store: Option<&Path>, engine: EngineSettings) -> Home<AdJob, 4> {
+    home_of(AdJob { rollups: rollups() }, dir, store, engine)
+}
+
+fn home_of<J: Job<4>>(
+    job: J,
+    dir: &Path,
+    store: Option<&Path>,
+    engine: EngineSettings,
+) -> Home<J, 4> {
     let (journal, _) = Journal::open_read_only(dir).unwrap();
     let mut views = ViewSettings::new(0, rollups(), LATENESS);
     (views.history_us_max, views.digests) = (i64::MAX, true);
     let decided = Decided::new(&LATENESS, &rollups());
     Home {
+        partitions: journal.partitions(Topic::Events),
         log: Arc::new(Shared(journal)) as Arc<dyn Log>,
         installation: "one".into(),
         symbols: Arc::new(Symbols::default()),
-        job: Arc::new(AdJob { rollups: rollups() }),
+        job: Arc::new(job),
         engine,
         views,
         store: store.map(|store| (Arc::new(Objects::in_dir(store).unwrap()), decided)),
@@ -153,4 +170,53 @@ fn what_is_published_does_not_depend_on_how_many_processes_there_are() {
         }
     }
     assert!(resumed >= 6, "{resumed} of 10 began with a checkpoint");
+}
+
+/// The ad job, with an operator that does not survive its first batch on worker 1.
+struct Panics(AdJob);
+
+impl Job<4> for Panics {
+    type Batch = AdBatch;
+    type Metrics = Metrics;
+
+    fn rollups(&self) -> Vec<RollupSpec> {
+        self.0.rollups()
+    }
+
+    fn topology<'s>(&self, source: Source<'s, AdBatch>) -> Output<'s, 4, Metrics> {
+        let deduped = source.dedupe();
+        let stream = deduped.stream();
+        let worker = stream.scope().index();
+        stream.inspect(move |_| assert_ne!(worker, 1, "as the test asked"));
+        deduped.sum(AdContribution::new(&self.0.rollups)).accumulate().views()
+    }
+}
+
+/// The next generation would meet the same batch: who panics ends, and the others wait for it.
+#[test]
+fn a_panic_is_the_fault_of_its_process_and_of_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    record(&log, 1, 20);
+    let settings = EngineSettings { checkpoint: CheckpointSettings::OFF, ..settings(1, 20, true) };
+    let start = |cluster| {
+        let job = Panics(AdJob { rollups: rollups() });
+        Member::start(home_of(job, &log, None, settings), cluster).unwrap()
+    };
+    let members: Vec<Member> = clusters(dir.path(), 2, 1).into_iter().map(start).collect();
+    let until = Instant::now() + PATIENCE;
+    while members[1].fault().is_none() {
+        assert!(Instant::now() < until, "{:?}", members[1].membership());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let fault = members[1].fault().unwrap();
+    assert!(fault.contains("panic"), "{fault}");
+    while members[0].membership().together {
+        assert!(Instant::now() < until, "{:?}", members[0].membership());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(members[0].fault(), None);
+    let end = members[0].membership().last_end.unwrap();
+    assert!(end.contains("process 1"), "{end}");
+    members.iter().for_each(Member::stop);
 }

@@ -48,6 +48,10 @@ impl Node {
             return;
         }
         let row = self.host.engine().epochs().visible_row();
+        // A run that is behind what is shown would set them back.
+        if self.host.tables().visible().is_none_or(|at| at.epoch > row.epoch) {
+            return;
+        }
         let group = &self.config.kafka.offsets_group;
         if let Err(error) = self.host.log().publish_offsets(group, &row) {
             tracing::warn!(%error, "the offsets for lag tools are not published");

@@ -4,7 +4,7 @@
 use crate::{
     client::Client,
     server::{Home, Server},
-    traffic::{now_us, send_until_taken},
+    traffic::{click, now_us, send_until_taken},
 };
 use std::{
     sync::{
@@ -45,6 +45,8 @@ pub(crate) struct Traffic {
     chaos: Mutex<Chaos>,
     pub(crate) bodies_left: AtomicU64,
     pub(crate) acknowledged: Mutex<Vec<String>>,
+    /// One event of each acknowledged body that no other body has.
+    pub(crate) marks: Mutex<Vec<String>>,
     pub(crate) acknowledged_events: AtomicU64,
     pub(crate) acknowledged_bodies: AtomicU64,
     /// How long each sender waits between two bodies.
@@ -68,6 +70,7 @@ impl Traffic {
             chaos: Mutex::new(Chaos::new(seed, settings)),
             bodies_left: AtomicU64::new(events.div_ceil(EVENTS_A_BODY)),
             acknowledged: Mutex::default(),
+            marks: Mutex::default(),
             acknowledged_events: AtomicU64::new(0),
             acknowledged_bodies: AtomicU64::new(0),
             pause: Duration::ZERO,
@@ -87,14 +90,17 @@ impl Traffic {
                 let verdicts = if nth.is_multiple_of(3) { 200 } else { 0 };
                 (events, chaos.verdicts(verdicts, now_us()))
             };
-            let json: Vec<String> = events.iter().map(Event::json).collect();
+            let mut json: Vec<String> = events.iter().map(Event::json).collect();
+            let mark = format!("mark {nth}");
+            json.push(click(&mark, now_us()).to_string());
             let body = events_body(json.iter().map(String::as_str));
             let answer = send_until_taken(client, "/v1/events/collect", &body).json;
-            assert_eq!(answer["accepted"], events.len(), "{answer}");
+            assert_eq!(answer["accepted"], json.len(), "{answer}");
+            self.marks.lock().unwrap().push(mark);
             // Of events that were not understood only the newest can be asked for by their id.
             let understood = events.iter().filter(|e| e.optional.schema_version.is_none());
             let ids = understood.map(|e| e.event_id.clone());
-            self.acknowledged_events.fetch_add(events.len() as u64, Ordering::Relaxed);
+            self.acknowledged_events.fetch_add(json.len() as u64, Ordering::Relaxed);
             self.acknowledged.lock().unwrap().extend(ids);
             if let Some(body) = verdicts_body(&verdicts) {
                 let answer = send_until_taken(client, "/v1/verdicts", &body).json;

@@ -138,7 +138,9 @@ fn strike<'f>(fleet: &'f Fleet, running: &mut Running<'f>, blow: Blow, random: &
                 match random.chance(0.5) {
                     true => server.kill(),
                     false => {
+                        let began = Instant::now();
                         let status = server.terminate();
+                        println!("  ended with {status} after {:?}", began.elapsed());
                         assert!(status.code().is_some_and(|code| [0, 70].contains(&code)));
                     }
                 }
@@ -201,13 +203,26 @@ fn examine(fleet: &Fleet, running: Running<'_>, traffic: &Traffic, random: &mut 
     }
     let sent = traffic.acknowledged_events.load(Ordering::Relaxed) as i64;
     for (process, server) in servers.iter().enumerate() {
-        let counts = server.client().settled();
+        // What is pending is an estimate: this process may not know of the last of them yet.
+        let counts = wait_for("everything that was acknowledged", PATIENCE, || {
+            let counts = server.client().settled();
+            (counts.accepted >= sent).then_some(counts)
+        });
         counts.check();
         println!("process {process}: {sent} acknowledged, {counts:?}");
-        assert!(counts.accepted >= sent, "process {process}: {sent} acknowledged, {counts:?}");
         let ends = [counts.counted, counts.duplicate, counts.conflict, counts.quarantined];
         assert!(ends.iter().all(|&events| events > 0), "an end is missing: {counts:?}");
     }
+    let marks = traffic.marks.lock().unwrap();
+    let client = servers[0].client();
+    let missing: Vec<&String> = marks
+        .iter()
+        .filter(|mark| {
+            let id = mark.replace(' ', "%20");
+            client.get(&format!("/v1/events/{id}")).status != 200
+        })
+        .collect();
+    assert!(missing.is_empty(), "acknowledged, and not there: {missing:?} of {}", marks.len());
     let acknowledged = traffic.acknowledged.lock().unwrap();
     for _ in 0..ASKED {
         let (id, server) = (random.pick(&acknowledged), random.pick(&servers));

@@ -78,8 +78,29 @@ fn a_broken_newest_one_falls_back_and_does_not_push_out_the_good_one() {
     keeper.condemn(broken);
     take(&mut keeper, 6, &state(2, 9), None).unwrap();
     let left: Vec<_> = manifests(&*store).unwrap();
-    let kept = [(2, 6), (1, 5)].map(|(generation, epoch)| ManifestName { generation, epoch });
+    let named = |names: &[(u64, u64)]| -> Vec<ManifestName> {
+        names.iter().map(|&(generation, epoch)| ManifestName { generation, epoch }).collect()
+    };
+    // It is not among the two that are kept, nor is it the first to go.
+    let kept = named(&[(2, 6), (1, 6), (1, 5)]);
     assert_eq!(left, kept);
+    take(&mut keeper, 7, &state(2, 9), None).unwrap();
+    assert_eq!(manifests(&*store).unwrap(), named(&[(2, 7), (2, 6)]));
+    disk.lock().remove(&named(&[(2, 7)])[0].to_string());
+    assert_eq!(newest(&*store).0.unwrap().0, 6);
+}
+
+#[test]
+fn the_good_one_below_a_broken_one_is_kept() {
+    let disk = Disk::default();
+    let store = Simulated::lasting(&disk);
+    let [first, _] = two(&store);
+    let name = PackOf { epoch: 6, generation: 1, writer: 0 }.name();
+    disk.lock().get_mut(&name).unwrap()[40] ^= 1;
+    let mut keeper = claim(&store);
+    keeper.condemn(ManifestName { generation: 1, epoch: 6 });
+    take(&mut keeper, 6, &state(2, 9), None).unwrap();
+    let kept = manifests(&*store).unwrap();
     disk.lock().remove(&kept[0].to_string());
     assert_eq!(newest(&*store).0, Some((5, 1, first)));
 }

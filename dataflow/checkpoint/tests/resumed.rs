@@ -19,7 +19,11 @@ use crate::{
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 use trueup_generator::random::Random;
 use trueup_log::Journal;
-use trueup_operators::{symbols::Symbols, time::Epoch};
+use trueup_operators::{
+    log::{Log, Topic},
+    symbols::Symbols,
+    time::Epoch,
+};
 use trueup_sinks::{Tables, ViewSettings};
 
 const EPOCHS: Epoch = 150;
@@ -61,6 +65,7 @@ pub(super) fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Ep
     (kept.history_us_max, kept.digests) = (i64::MAX, true);
     let decided = Decided::new(&LATENESS, &rollups());
     let home = Home::<AdJob, 4> {
+        partitions: journal.partitions(Topic::Events),
         log: Arc::new(journal),
         installation: "one".into(),
         symbols: Arc::new(Symbols::default()),

@@ -76,6 +76,13 @@ impl KafkaLog {
         let topics = Arc::new(Topics::open(&settings, &reader.back)?);
         let ends = Arc::new(Ends::new());
         ends.learn(&settings, &topics, (&reader.back, &clock))?;
+        // Who reads before its client knows the leaders waits half a second for them.
+        for topic in Topic::ALL {
+            let (name, timeout) = (settings.topic(topic), ms(settings.ends_timeout_ms));
+            if let Err(error) = reader.live.fetch_metadata(Some(name), timeout) {
+                tracing::debug!(%error, name, "the first read looks for the leader");
+            }
+        }
         let outbox = Outbox::open(&settings, Arc::clone(&topics), Arc::clone(&ends), json)?;
         let (stopped, stop) = (Mutex::new(false), Condvar::new());
         let shared =
