@@ -273,10 +273,7 @@ impl Epochs {
     /// How far the views are behind.
     pub fn lag(&self) -> Lag {
         let visible = self.visible();
-        let bytes = match self.log.is_shared() {
-            true => self.shared_bytes.load(Ordering::Relaxed),
-            false => bytes_held(&*self.log),
-        };
+        let bytes = self.bytes();
         let mut state = self.state.lock();
         state.see(visible);
         let shown = state.bytes_visible.max(state.bytes_at_start);
@@ -349,46 +346,57 @@ impl Epochs {
             if let Err(error) = fed {
                 self.fail(error.to_string());
             }
-            {
+            let now = Instant::now();
+            let due = {
                 let mut state = self.state.lock();
                 if state.stopping || state.fault.is_some() {
                     return;
                 }
                 let visible = self.visible();
                 state.see(visible);
-                let now = Instant::now();
                 let hurry = std::mem::take(&mut state.hurry);
-                if self.settings.cut == Cut::Live
-                    && !state.appending
-                    && (now >= next_tick || hurry || self.heavy(&state))
-                {
-                    let idle = now - last_close < IDLE && !hurry;
-                    next_tick = now + self.settings.tick;
-                    if self.close(&mut state, idle) {
-                        last_close = now;
-                    }
+                let may_close = self.settings.cut == Cut::Live && !state.appending;
+                let is_due = may_close && (now >= next_tick || hurry || self.heavy(&state));
+                is_due.then(|| now - last_close < IDLE && !hurry)
+            };
+            if let Some(only_if_new) = due {
+                next_tick = now + self.settings.tick;
+                if self.close(only_if_new) {
+                    last_close = now;
                 }
-                // A tick that is due may have to wait for the row under way: never spin for it.
-                let look = now + LOOK;
-                let wait = if next_tick > now { next_tick.min(look) } else { look };
-                if state.fed.epoch == state.closed.row.epoch && state.appended.is_none() {
-                    self.changed.wait_until(&mut state, wait);
-                }
+            }
+            // A tick that is due may have to wait for the row under way: never spin for it.
+            let look = now + LOOK;
+            let wait = if next_tick > now { next_tick.min(look) } else { look };
+            let mut state = self.state.lock();
+            if state.fed.epoch == state.closed.row.epoch && state.appended.is_none() {
+                self.changed.wait_until(&mut state, wait);
             }
         }
     }
 
     fn heavy(&self, state: &State) -> bool {
         let closed = state.bytes.back().map_or(state.bytes_visible, |b| b.1);
-        bytes_held(&*self.log).saturating_sub(closed) >= self.settings.epoch_bytes_max
+        self.bytes().saturating_sub(closed) >= self.settings.epoch_bytes_max
     }
 
-    /// Appends the next row. With `only_if_new`, only if a partition has grown.
-    fn close(self: &Arc<Self>, state: &mut State, only_if_new: bool) -> bool {
-        // Bytes first: what arrives meanwhile counts to the next epoch, never to none.
-        let bytes = bytes_held(&*self.log);
-        let Some(row) = next_row(&state.closed.row, self.writer, all_ends(&*self.log), only_if_new)
-        else {
+    /// Bytes in the log, without asking anyone who may not answer.
+    fn bytes(&self) -> u64 {
+        match self.log.is_shared() {
+            true => self.shared_bytes.load(Ordering::Relaxed),
+            false => bytes_held(&*self.log),
+        }
+    }
+
+    /// Appends the next row. With `only_if_new`, only if a partition has grown. Called by the
+    /// closing thread alone.
+    fn close(self: &Arc<Self>, only_if_new: bool) -> bool {
+        // Bytes first: what arrives meanwhile counts to the next epoch, never to none. And both
+        // before the lock: a broker that is away answers after seconds, and whoever takes events
+        // asks how far the views are.
+        let (bytes, ends) = (bytes_held(&*self.log), all_ends(&*self.log));
+        let mut state = self.state.lock();
+        let Some(row) = next_row(&state.closed.row, self.writer, ends, only_if_new) else {
             return false;
         };
         let frame = Append {
