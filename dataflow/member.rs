@@ -200,14 +200,15 @@ impl Member {
     /// What is known of the cluster.
     pub(crate) fn membership(&self) -> Membership {
         let state = self.told.0.lock();
-        let together = state.generation.as_ref().is_some_and(|g| g.failure().is_none());
+        let failure = state.generation.as_ref().and_then(|g| g.failure());
+        let together = state.generation.is_some() && failure.is_none();
         Membership {
             process: self.process,
             processes: self.processes,
             generation: state.number,
             together,
             generations: state.generations,
-            last_end: state.last_end.clone(),
+            last_end: failure.map(|f| f.to_string()).or_else(|| state.last_end.clone()),
             since_seconds: state.since.elapsed().as_secs_f64(),
         }
     }
