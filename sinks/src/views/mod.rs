@@ -354,6 +354,9 @@ impl<const N: usize, M: Group> Tables for Views<N, M> {
         from: Option<Place>,
         rows_max: usize,
     ) -> Result<Page, ReadError> {
+        if from.is_some_and(|place| place.run != self.run) {
+            return Err(ReadError::Renumbered);
+        }
         let at = self.epochs.at(epoch)?;
         match self.view(view).kind {
             ViewKind::Table(table) => read::page(self, table, filter, at, from, rows_max),

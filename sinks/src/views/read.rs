@@ -361,9 +361,6 @@ pub(crate) fn page<const N: usize, M: Group>(
     from: Option<Place>,
     rows_max: usize,
 ) -> Result<Page, ReadError> {
-    if from.is_some_and(|place| place.run != views.run) {
-        return Err(ReadError::Renumbered);
-    }
     let filter = Compiled::new(filter, &views.symbols);
     let dimensions = views.dimensions(table);
     let mut rows = RowBlock::new(dimensions, M::COLUMNS.len());
