@@ -46,13 +46,16 @@ fn kcat(topic: &str) -> Vec<(Value, Value)> {
 
 /// Adds a topic up both ways, which must come to the same.
 fn consume(topic: &str) -> Consumed {
-    let (mut newest, mut uppers, mut messages) = (BTreeMap::new(), Vec::new(), 0);
+    let (mut newest, mut messages) = (BTreeMap::new(), 0);
     let mut added: BTreeMap<(String, String), Vec<Value>> = BTreeMap::new();
-    for (key, value) in kcat(topic) {
-        if !key["upper"].is_null() {
-            uppers.push(value["upper"].as_u64().unwrap());
-            continue;
-        }
+    let (uppers, rows): (Vec<_>, Vec<_>) =
+        kcat(topic).into_iter().partition(|(key, _)| !key["upper"].is_null());
+    let uppers: Vec<u64> =
+        uppers.iter().map(|(_, value)| value["upper"].as_u64().unwrap()).collect();
+    // Partitions are read one after the other: a transaction may be there in one of them, and not
+    // yet in the one with the upper.
+    let upper = uppers.last().copied().unwrap_or_default();
+    for (key, value) in rows.into_iter().filter(|(_, v)| v["epoch"].as_u64() < Some(upper)) {
         messages += 1;
         assert_eq!((&key["view"], &key["row"]), (&value["view"], &value["row"]));
         let name = (key["view"].as_str().unwrap().to_owned(), key["row"].to_string());
