@@ -95,6 +95,61 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// How many numbers they are.
+    pub const NUMBERS: usize = 11;
+
+    /// As numbers, in the order in which they are written down and told.
+    pub fn numbers(&self) -> [u64; Counts::NUMBERS] {
+        let &Counts {
+            fates: [counted, duplicate, conflict, quarantined, too_late],
+            late,
+            verdicts,
+            retractions,
+            verdicts_too_late,
+            arithmetic_errors,
+            folded,
+        } = self;
+        [
+            counted,
+            duplicate,
+            conflict,
+            quarantined,
+            too_late,
+            late,
+            verdicts,
+            retractions,
+            verdicts_too_late,
+            arithmetic_errors,
+            folded,
+        ]
+    }
+
+    /// The inverse of [`Counts::numbers`].
+    pub fn of_numbers(numbers: [u64; Counts::NUMBERS]) -> Counts {
+        let [
+            counted,
+            duplicate,
+            conflict,
+            quarantined,
+            too_late,
+            late,
+            verdicts,
+            retractions,
+            verdicts_too_late,
+            arithmetic_errors,
+            folded,
+        ] = numbers;
+        Counts {
+            fates: [counted, duplicate, conflict, quarantined, too_late],
+            late,
+            verdicts,
+            retractions,
+            verdicts_too_late,
+            arithmetic_errors,
+            folded,
+        }
+    }
+
     /// Adds another.
     pub fn add(&mut self, other: &Counts) {
         for (a, b) in self.fates.iter_mut().zip(other.fates) {

@@ -169,10 +169,8 @@ const HEAD_BYTES: usize = 16;
 /// Bytes of a part of changes before its rows, and of a part of incidents before them.
 const CHANGES_HEAD_BYTES: usize = 13;
 const INCIDENTS_HEAD_BYTES: usize = 5;
-const COUNTS_BYTES: usize = 1 + COUNTS * size_of::<u64>();
+const COUNTS_BYTES: usize = 1 + Counts::NUMBERS * size_of::<u64>();
 const INCIDENT_BYTES: usize = 21;
-/// The numbers of [`Counts`].
-const COUNTS: usize = 11;
 
 const CHANGES_CODE: u8 = 0;
 const COUNTS_CODE: u8 = 1;
@@ -301,7 +299,7 @@ impl Packing {
     fn counts(&mut self, counts: &Counts) {
         self.make_room(COUNTS_BYTES);
         self.bytes.push(COUNTS_CODE);
-        for number in numbers_of(counts) {
+        for number in counts.numbers() {
             self.bytes.extend(number.to_le_bytes());
         }
         self.parts += 1;
@@ -345,58 +343,6 @@ impl Packing {
     }
 }
 
-/// The numbers in the order of the wire.
-fn numbers_of(counts: &Counts) -> [u64; COUNTS] {
-    let &Counts {
-        fates: [counted, duplicate, conflict, quarantined, too_late],
-        late,
-        verdicts,
-        retractions,
-        verdicts_too_late,
-        arithmetic_errors,
-        folded,
-    } = counts;
-    [
-        counted,
-        duplicate,
-        conflict,
-        quarantined,
-        too_late,
-        late,
-        verdicts,
-        retractions,
-        verdicts_too_late,
-        arithmetic_errors,
-        folded,
-    ]
-}
-
-/// The inverse of [`numbers_of`].
-fn counts_of(numbers: [u64; COUNTS]) -> Counts {
-    let [
-        counted,
-        duplicate,
-        conflict,
-        quarantined,
-        too_late,
-        late,
-        verdicts,
-        retractions,
-        verdicts_too_late,
-        arithmetic_errors,
-        folded,
-    ] = numbers;
-    Counts {
-        fates: [counted, duplicate, conflict, quarantined, too_late],
-        late,
-        verdicts,
-        retractions,
-        verdicts_too_late,
-        arithmetic_errors,
-        folded,
-    }
-}
-
 /// What a peer has packed, if that is what it should be.
 fn unpack<const N: usize, M: Group>(bytes: &[u8]) -> Result<Unpacked<N, M>, BrokenSection> {
     let mut reader = Reader::new("what a peer said", bytes);
@@ -428,11 +374,11 @@ fn part<const N: usize, M: Group>(
             Ok(Said::Changes(Changes { table, bucket, changes }))
         }
         COUNTS_CODE => {
-            let mut numbers = [0; COUNTS];
+            let mut numbers = [0; Counts::NUMBERS];
             for number in &mut numbers {
                 *number = reader.u64()?;
             }
-            Ok(Said::Counts(counts_of(numbers)))
+            Ok(Said::Counts(Counts::of_numbers(numbers)))
         }
         INCIDENTS_CODE => {
             let count = reader.count(INCIDENT_BYTES)?;

@@ -77,35 +77,6 @@ pub(super) struct ListState {
     pub(super) parts: u32,
 }
 
-/// Counts as a row of numbers.
-pub(super) const COUNTS: usize = 11;
-
-pub(super) fn numbers_of(counts: &Counts) -> [u64; COUNTS] {
-    let &Counts {
-        fates: [a, b, c, d, e],
-        late,
-        verdicts,
-        retractions,
-        verdicts_too_late,
-        arithmetic_errors,
-        folded,
-    } = counts;
-    [a, b, c, d, e, late, verdicts, retractions, verdicts_too_late, arithmetic_errors, folded]
-}
-
-pub(super) fn counts_of(numbers: &[u64; COUNTS]) -> Counts {
-    let &[a, b, c, d, e, late, verdicts, retractions, late_verdicts, errors, folded] = numbers;
-    Counts {
-        fates: [a, b, c, d, e],
-        late,
-        verdicts,
-        retractions,
-        verdicts_too_late: late_verdicts,
-        arithmetic_errors: errors,
-        folded,
-    }
-}
-
 /// The keys that a state names, its own among them.
 pub(super) fn keys(
     shard: ShardId,
@@ -246,7 +217,7 @@ impl<const N: usize, M: Group> ShardImage<N, M> {
         out.extend(self.workers.to_le_bytes());
         out.extend([0; 2]);
         out.extend((self.buckets.len() as u32).to_le_bytes());
-        out.extend(numbers_of(&self.counts).into_iter().flat_map(u64::to_le_bytes));
+        out.extend(self.counts.numbers().into_iter().flat_map(u64::to_le_bytes));
         for list in &self.lists {
             out.extend(list.total.to_le_bytes());
             out.extend(list.first_part.to_le_bytes());

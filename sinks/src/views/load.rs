@@ -12,7 +12,7 @@
 
 use super::{
     Views,
-    image::{COUNTS, ListState, counts_of, keys},
+    image::{ListState, keys},
     rows::{Row, Rows, SEGMENT_ROWS},
     shard::Buckets,
 };
@@ -181,7 +181,7 @@ impl<const N: usize, M: Group> Loader<N, M> {
             return Err(reader.broken(format!("is of one of {workers} workers")));
         }
         let buckets = reader.count(BUCKET_BYTES)?;
-        let mut counts = [0; COUNTS];
+        let mut counts = [0; Counts::NUMBERS];
         for count in &mut counts {
             *count = read_total(&mut reader)?;
         }
@@ -204,7 +204,7 @@ impl<const N: usize, M: Group> Loader<N, M> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         reader.end()?;
-        self.counts.add(&counts_of(&counts));
+        self.counts.add(&Counts::of_numbers(counts));
         self.states.insert(shard, Named { workers, buckets, lists });
         Ok(())
     }

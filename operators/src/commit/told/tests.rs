@@ -80,7 +80,8 @@ fn word() -> impl Strategy<Value = Word> {
     });
     let changes = (table, vec(change(), 1..30))
         .prop_map(|((table, bucket), changes)| Said::Changes(Changes { table, bucket, changes }));
-    let counts = any::<[u64; COUNTS]>().prop_map(|numbers| Said::Counts(counts_of(numbers)));
+    let counts = any::<[u64; Counts::NUMBERS]>()
+        .prop_map(|numbers| Said::Counts(Counts::of_numbers(numbers)));
     let incident = (0..5_usize, any::<(u16, u64, u16, i64)>()).prop_map(|(fate, at)| {
         let (partition, offset, row, log_time_us) = at;
         let position = Position { partition, offset, row };
@@ -193,7 +194,7 @@ fn small(symbols: &Symbols) -> Vec<Word> {
     let incident = Incident { fate: Fate::TooLate, position, log_time: LogTime(-2) };
     vec![
         Said::Changes(Changes { table: TABLE, bucket: Bucket(-1), changes }),
-        Said::Counts(counts_of(std::array::from_fn(|i| i as u64 + 1))),
+        Said::Counts(Counts::of_numbers(std::array::from_fn(|i| i as u64 + 1))),
         Said::Incidents(vec![incident]),
     ]
 }
@@ -244,8 +245,8 @@ fn counts_are_told_number_by_number() {
         arithmetic_errors: 10,
         folded: 11,
     };
-    assert_eq!(numbers_of(&counts), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
-    assert_eq!(counts_of(numbers_of(&counts)), counts);
+    assert_eq!(counts.numbers(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+    assert_eq!(Counts::of_numbers(counts.numbers()), counts);
 }
 
 #[test]
