@@ -8,7 +8,7 @@ mod damage;
 mod generations;
 mod places;
 pub(crate) mod recorded;
-mod resumed;
+pub(crate) mod resumed;
 mod roles;
 pub(crate) mod simulated;
 mod together;

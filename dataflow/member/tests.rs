@@ -7,29 +7,20 @@ use super::*;
 use crate::{
     CheckpointSettings, Output, RollupSpec, Source,
     ads::{AdBatch, AdContribution},
-    checkpoint::{
-        store::Objects,
-        tests::{
-            recorded::{LATENESS, record, rollups},
-            simulated::repeat,
-        },
+    checkpoint::tests::{
+        recorded::{record, rollups},
+        resumed,
+        simulated::repeat,
     },
     cluster::{ClusterSettings, Secret},
-    decided::Decided,
     engine::EngineSettings,
-    epochs::{Cut, EpochSettings, tests::Shared},
+    epochs::tests::Shared,
     topology::AdJob,
 };
 use std::{collections::BTreeMap, net::SocketAddr, path::Path};
 use timely::dataflow::operators::Inspect;
 use trueup_log::Journal;
-use trueup_operators::{
-    log::{Log, Topic},
-    metrics::Metrics,
-    symbols::Symbols,
-    time::Epoch,
-};
-use trueup_sinks::ViewSettings;
+use trueup_operators::{metrics::Metrics, time::Epoch};
 
 const EPOCHS: Epoch = 120;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,28 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 type Hashes = BTreeMap<Epoch, u64>;
 
 fn settings(threads: usize, upto: Epoch, partitioned_by_id: bool) -> EngineSettings {
-    EngineSettings {
-        workers: threads,
-        lateness: LATENESS,
-        epochs: EpochSettings {
-            epochs_in_flight_max: 5,
-            cut: Cut::Replay { upto: Some(upto) },
-            ..EngineSettings::default().epochs
-        },
-        read_back_bytes_max: 64 << 10,
-        checkpoint: CheckpointSettings {
-            interval: Duration::from_millis(2),
-            kept: 2,
-            whole_every: 4,
-        },
-        partitioned_by_id,
-    }
+    EngineSettings { partitioned_by_id, ..resumed::settings(threads, upto) }
 }
 
 fn home(dir: &Path, store: Option<&Path>, engine: EngineSettings) -> Home<AdJob, 4> {
     home_of(AdJob { rollups: rollups() }, dir, store, engine)
 }
 
+/// On a log that does not know that all who read it are one process.
 fn home_of<J: Job<4>>(
     job: J,
     dir: &Path,
@@ -66,19 +43,7 @@ fn home_of<J: Job<4>>(
     engine: EngineSettings,
 ) -> Home<J, 4> {
     let (journal, _) = Journal::open_read_only(dir).unwrap();
-    let mut views = ViewSettings::new(0, rollups(), LATENESS);
-    (views.history_us_max, views.digests) = (i64::MAX, true);
-    let decided = Decided::new(&LATENESS, &rollups());
-    Home {
-        partitions: journal.partitions(Topic::Events),
-        log: Arc::new(Shared(journal)) as Arc<dyn Log>,
-        installation: "one".into(),
-        symbols: Arc::new(Symbols::default()),
-        job: Arc::new(job),
-        engine,
-        views,
-        store: store.map(|store| (Arc::new(Objects::in_dir(store).unwrap()), decided)),
-    }
+    resumed::home(job, Arc::new(Shared(journal)), store, engine)
 }
 
 /// Each listens where the system lets it, and knows those before it: that is all it needs.

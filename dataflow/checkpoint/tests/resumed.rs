@@ -12,6 +12,7 @@ use crate::{
     decided::Decided,
     engine::EngineSettings,
     epochs::{Cut, EpochSettings},
+    flow::Job,
     run::{Home, Run},
     topology::AdJob,
     verify::{self, VerifySettings},
@@ -39,7 +40,7 @@ pub(super) struct Session {
     tables: Arc<dyn Tables>,
 }
 
-pub(super) fn settings(workers: usize, upto: Epoch) -> EngineSettings {
+pub(crate) fn settings(workers: usize, upto: Epoch) -> EngineSettings {
     EngineSettings {
         workers,
         lateness: LATENESS,
@@ -59,21 +60,32 @@ pub(super) fn settings(workers: usize, upto: Epoch) -> EngineSettings {
     }
 }
 
-pub(super) fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Epoch) -> Session {
-    let (journal, _) = Journal::open_read_only(log).unwrap();
-    let mut kept = ViewSettings::new(0, rollups(), LATENESS);
-    (kept.history_us_max, kept.digests) = (i64::MAX, true);
+/// What runs a job on a recorded log, with views that keep everything.
+pub(crate) fn home<J: Job<4>>(
+    job: J,
+    log: Arc<dyn Log>,
+    store: Option<&Path>,
+    engine: EngineSettings,
+) -> Home<J, 4> {
+    let mut views = ViewSettings::new(0, rollups(), LATENESS);
+    (views.history_us_max, views.digests) = (i64::MAX, true);
     let decided = Decided::new(&LATENESS, &rollups());
-    let home = Home::<AdJob, 4> {
-        partitions: journal.partitions(Topic::Events),
-        log: Arc::new(journal),
+    Home {
+        partitions: log.partitions(Topic::Events),
+        log,
         installation: "one".into(),
         symbols: Arc::new(Symbols::default()),
-        job: Arc::new(AdJob { rollups: rollups() }),
-        engine: settings(workers, upto),
-        views: kept,
+        job: Arc::new(job),
+        engine,
+        views,
         store: store.map(|store| (Arc::new(Objects::in_dir(store).unwrap()), decided)),
-    };
+    }
+}
+
+pub(super) fn session(log: &Path, store: Option<&Path>, workers: usize, upto: Epoch) -> Session {
+    let (journal, _) = Journal::open_read_only(log).unwrap();
+    let job = AdJob { rollups: rollups() };
+    let home = home(job, Arc::new(journal), store, settings(workers, upto));
     let Run { engine, tables, loaded, passed_over } = home.alone().unwrap();
     engine.catch_up(PATIENCE).unwrap();
     let status = engine.checkpoints().map(|checkpoints| checkpoints.status());
