@@ -33,7 +33,7 @@ use crate::{
         keeper::{CheckpointError, newest_generation},
         manifest::ManifestName,
         parts::{Ended, SealedPart},
-        start::{self, Begin, Place},
+        start::{self, Begin},
         taking::Checkpoints,
     },
     cluster::{Cluster, Failure, Generation, MeetError, What, Word},
@@ -434,7 +434,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
             Some((store, decided)) => {
                 let leading = start::Leading {
                     generation: Some(generation.number()),
-                    place: place(seat),
+                    place: seat.place(),
                     broken: self.broken.lock().clone(),
                     say: say_to_all(generation),
                 };
@@ -443,7 +443,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
             }
         };
         let said = Said::Begin(chosen, settings.partitioned_by_id);
-        say(generation, 1..generation.processes(), &said);
+        words::say(generation, 1..generation.processes(), &said);
         Ok(Loaded { begin, views, settings })
     }
 
@@ -467,7 +467,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
             let views = home.views(seat);
             let following = start::Following {
                 generation: generation.number(),
-                place: place(seat),
+                place: seat.place(),
                 chosen,
                 say: say_to_leader(generation),
             };
@@ -484,7 +484,7 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
             // What this process knows of the log's end may be older than what the leader knows.
             tracing::warn!(%error, tries_left, "what all begin with cannot be loaded here");
             if let (0, Some(name)) = (tries_left, chosen) {
-                say(generation, [LEADER], &Said::Broken(name, error.to_string()));
+                words::say(generation, [LEADER], &Said::Broken(name, error.to_string()));
                 generation.wait(CHECKPOINT_PATIENCE);
                 return Ok(None);
             }
@@ -560,28 +560,11 @@ impl Ears {
     }
 }
 
-/// Which of all workers run here, as the start from a checkpoint asks.
-fn place(seat: &Seat) -> Place {
-    let (process, processes) = (seat.process(), seat.processes());
-    Place { process, processes, threads: seat.threads() }
-}
-
-/// Says a word to each of these. Who cannot be told has taken nothing for so long that its queue is
-/// full: the generation is over.
-fn say(generation: &Generation, processes: impl IntoIterator<Item = usize>, said: &Said) {
-    let word = words::encode(said);
-    for process in processes {
-        if let Err(error) = generation.say(process, &word) {
-            generation.end(process, format!("it cannot be told: {error}"));
-        }
-    }
-}
-
 fn say_to_all(generation: &Arc<Generation>) -> Box<dyn Fn(Ended) + Send + Sync> {
     let generation = Arc::downgrade(generation);
     Box::new(move |ended| {
         let Some(generation) = generation.upgrade() else { return };
-        say(&generation, 1..generation.processes(), &Said::Ended(ended));
+        words::say(&generation, 1..generation.processes(), &Said::Ended(ended));
     })
 }
 
@@ -589,7 +572,7 @@ fn say_to_leader(generation: &Arc<Generation>) -> Box<dyn Fn(SealedPart) + Send 
     let generation = Arc::downgrade(generation);
     Box::new(move |part| {
         let Some(generation) = generation.upgrade() else { return };
-        say(&generation, [LEADER], &Said::Sealed(part));
+        words::say(&generation, [LEADER], &Said::Sealed(part));
     })
 }
 

@@ -4,7 +4,7 @@
 //! Workers are numbered through: worker *w* is thread *w* mod *threads* of process *w* div
 //! *threads*. Partition *p* belongs to worker *p* mod *peers*, wherever that is.
 
-use crate::cluster::Generation;
+use crate::{checkpoint::start::Place, cluster::Generation};
 use std::{fmt, ops::Range, sync::Arc};
 use trueup_operators::time::Epoch;
 
@@ -55,15 +55,20 @@ impl Seat {
         self.threads
     }
 
+    /// Its place, as a start from a checkpoint asks for it.
+    pub(crate) fn place(&self) -> Place {
+        let (process, processes) = (self.process(), self.processes());
+        Place { process, processes, threads: self.threads }
+    }
+
     /// Workers of all processes.
     pub(crate) fn peers(&self) -> usize {
-        self.threads * self.processes()
+        self.place().peers()
     }
 
     /// The workers of this process.
     pub(crate) fn own(&self) -> Range<usize> {
-        let first = self.process() * self.threads;
-        first..first + self.threads
+        self.place().own()
     }
 
     /// Whether it closes epochs.

@@ -20,6 +20,7 @@ use crate::{
         manifest::ManifestName,
         parts::{Ended, SealedPart},
     },
+    cluster::Generation,
     epochs::Fed,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -41,8 +42,23 @@ pub(crate) enum Said {
     Ended(Ended),
 }
 
+/// Says a word to each of these. Who cannot be told has taken nothing for so long that its queue is
+/// full: the generation is over.
+pub(crate) fn say(
+    generation: &Generation,
+    processes: impl IntoIterator<Item = usize>,
+    said: &Said,
+) {
+    let word = encode(said);
+    for process in processes {
+        if let Err(error) = generation.say(process, &word) {
+            generation.end(process, format!("it cannot be told: {error}"));
+        }
+    }
+}
+
 /// A word as it is said.
-pub(crate) fn encode(said: &Said) -> Vec<u8> {
+fn encode(said: &Said) -> Vec<u8> {
     match said {
         Said::Begin(name, by_partition) => {
             json(0, &(name.map(|name| name.to_string()), by_partition))

@@ -171,12 +171,12 @@ impl Place {
     }
 
     /// Workers of all processes.
-    fn peers(&self) -> usize {
+    pub(crate) fn peers(&self) -> usize {
         self.processes * self.threads
     }
 
     /// Its own.
-    fn own(&self) -> Range<usize> {
+    pub(crate) fn own(&self) -> Range<usize> {
         let first = self.process * self.threads;
         first..first + self.threads
     }

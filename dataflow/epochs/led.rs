@@ -47,15 +47,8 @@ impl Epochs {
     pub(super) fn lead(&self, plan: &Plan, next: u64) -> bool {
         let Some(generation) = self.seat.generation() else { return true };
         let fed = Fed { row: (*plan.row).clone(), next, image: plan.image };
-        let word = words::encode(&Said::Fed(fed));
-        for process in (0..generation.processes()).filter(|&p| p != generation.process()) {
-            if let Err(error) = generation.say(process, &word) {
-                let epoch = plan.row.epoch;
-                generation.end(process, format!("epoch {epoch} cannot be told: {error}"));
-                return false;
-            }
-        }
-        true
+        words::say(generation, 1..generation.processes(), &Said::Fed(fed));
+        generation.failure().is_none()
     }
 
     /// The feeding loop of a member, after the row it was opened from.
