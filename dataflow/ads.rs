@@ -1,6 +1,10 @@
 //! The ad event as the dataflow sees it: the columns of a frame that the ledger and the sums need,
 //! dimension texts turned into symbols once per frame and distinct value, and what an event
 //! contributes. The column layout is drawn in [`trueup_operators::event`].
+//!
+//! Anyone may have written the frame of a shared topic, so nothing in it is believed: a frame with
+//! a price that no collector would take is not read at all, and sums rely on that. (Times are
+//! judged event by event, by the ledger.)
 
 use crate::ipc;
 use arrow_array::{
@@ -17,7 +21,7 @@ use trueup_operators::{
     ledger::RowDelta,
     log::Frame,
     metrics::Metrics,
-    money::{Nanos, PriceBasis},
+    money::{Nanos, PRICE_MICROS_MAX, PriceBasis},
     rollup::RollupSpec,
     sum::Contribution,
     symbols::{ABSENT, Symbol, Symbols},
@@ -144,7 +148,9 @@ impl EventBatch for AdBatch {
                 read.error(columns::PRICE_BASIS, &format!("holds the unknown basis {code}"))
             );
         }
-        Ok(AdBatch {
+        read.required(columns::EVENT_ID, |column| column.as_string_opt::<i32>())?;
+        read.optional(columns::IMPRESSION_ID, |column| column.as_string_opt::<i32>())?;
+        let batch = AdBatch {
             ids: read.required(columns::ID_HASH, hashes)?,
             payloads: read.required(columns::PAYLOAD_HASH, primitive)?,
             types,
@@ -155,7 +161,9 @@ impl EventBatch for AdBatch {
             impressions: read.optional(columns::IMPRESSION_HASH, hashes)?,
             invalid: read.batch.column_by_name(columns::INVALID_REASON).cloned(),
             dimensions,
-        })
+        };
+        batch.within_limits(&read)?;
+        Ok(batch)
     }
 
     fn len(&self) -> usize {
@@ -197,6 +205,25 @@ impl EventBatch for AdBatch {
 }
 
 impl AdBatch {
+    /// Refuses a price that no collector takes. Rows that are not understood may hold anything.
+    fn within_limits(&self, read: &Columns<'_>) -> Result<(), DecodeError> {
+        let Some(prices) = &self.prices else { return Ok(()) };
+        let beyond = |row: &usize| {
+            !(0..=PRICE_MICROS_MAX).contains(&prices.value(*row))
+                && prices.is_valid(*row)
+                && self.understood(*row)
+        };
+        match (0..prices.len()).find(beyond) {
+            None => Ok(()),
+            Some(row) => {
+                let price = prices.value(row);
+                let what =
+                    format!("holds {price} in row {row}; the limits are 0 and {PRICE_MICROS_MAX}");
+                Err(read.error(columns::PRICE_MICROS, &what))
+            }
+        }
+    }
+
     /// What happened. (Unknown codes were refused when the frame was read.)
     #[inline]
     fn event_type(&self, row: usize) -> EventType {

@@ -10,22 +10,27 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 use trueup_operators::{
     change::Incident,
     event::{EventBatch, Fate, Position},
     feed::{Feed, Located, ReadBack},
-    log::{FRAME_RECORDS_MAX, Frame, Log, Topic, read_frame},
+    log::{FRAME_RECORDS_MAX, Frame, Log, LogError, Topic, read_frame},
     symbols::Symbols,
 };
 
 /// What an event of a batch of another worker is taken to hold.
 const SHARED_ROW_BYTES: usize = 64;
+/// The rest before a log that did not answer is asked again.
+pub(crate) const AGAIN: Duration = Duration::from_millis(100);
 
 /// The recent batches of a worker, and the way to the others.
 pub struct Batches<B> {
     log: Arc<dyn Log>,
     symbols: Arc<Symbols>,
+    /// Whether a log that does not answer is to be asked again.
+    goes_on: Box<dyn Fn() -> bool>,
     recent: HashMap<(u16, u64), Arc<Located<B>>>,
     order: VecDeque<((u16, u64), usize)>,
     bytes: usize,
@@ -33,10 +38,31 @@ pub struct Batches<B> {
 }
 
 impl<B: EventBatch> Batches<B> {
-    /// None yet; keeps up to `bytes_max` bytes of payload.
-    pub fn new(log: Arc<dyn Log>, symbols: Arc<Symbols>, bytes_max: usize) -> Batches<B> {
+    /// None yet; keeps up to `bytes_max` bytes of payload. `goes_on` says whether the run does: for
+    /// so long a log of others that does not answer is asked again.
+    pub fn new(
+        log: Arc<dyn Log>,
+        symbols: Arc<Symbols>,
+        bytes_max: usize,
+        goes_on: impl Fn() -> bool + 'static,
+    ) -> Batches<B> {
         let (recent, order) = (HashMap::new(), VecDeque::new());
-        Batches { log, symbols, recent, order, bytes: 0, bytes_max }
+        let goes_on = Box::new(goes_on);
+        Batches { log, symbols, goes_on, recent, order, bytes: 0, bytes_max }
+    }
+
+    fn read(&self, partition: u16, offset: u64) -> Result<Frame, String> {
+        loop {
+            match read_frame(&*self.log, Topic::Events, partition, offset) {
+                Err(error @ LogError::Unavailable { .. })
+                    if self.log.is_shared() && (self.goes_on)() =>
+                {
+                    tracing::warn!(%error, "the log does not answer; it is asked again");
+                    std::thread::sleep(AGAIN);
+                }
+                frame => return frame.map_err(|e| e.to_string()),
+            }
+        }
     }
 
     /// A frame as the dataflow takes it: decoded, or, in a log that anyone can append to, as what
@@ -55,10 +81,7 @@ impl<B: EventBatch> Batches<B> {
         if !self.log.is_shared() {
             return Err(error);
         }
-        let Frame { partition, offset, log_time, .. } = *frame;
-        tracing::debug!(partition, offset, error, "a message that is none of ours");
-        let position = Position { partition, offset, row: 0 };
-        Ok(Feed::Foreign(Incident { fate: Fate::Quarantined, position, log_time }))
+        Ok(Feed::Foreign(foreign(frame, Topic::Events, &error)))
     }
 
     /// Decodes a frame and remembers it.
@@ -101,6 +124,15 @@ impl<B: EventBatch> Batches<B> {
     }
 }
 
+/// What is said of a message of a shared topic that is none of ours.
+pub(crate) fn foreign(frame: &Frame, topic: Topic, reason: &str) -> Incident {
+    let Frame { partition, offset, log_time, .. } = *frame;
+    let of = topic.name();
+    tracing::debug!(topic = of, partition, offset, reason, "a message that is none of ours");
+    let position = Position::of_message(topic, partition, offset);
+    Incident { fate: Fate::Quarantined, position, log_time }
+}
+
 /// A worker's batches as its ledger reads them.
 pub struct SharedBatches<B>(pub std::rc::Rc<std::cell::RefCell<Batches<B>>>);
 
@@ -110,7 +142,7 @@ impl<B: EventBatch> ReadBack<B> for SharedBatches<B> {
         if let Some(located) = batches.recent.get(&(partition, offset)) {
             return Ok(Arc::clone(located));
         }
-        let frame = read_frame(&*batches.log, Topic::Events, partition, offset);
-        batches.decode(&frame.map_err(|e| e.to_string())?)
+        let frame = batches.read(partition, offset)?;
+        batches.decode(&frame)
     }
 }

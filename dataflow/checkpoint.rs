@@ -11,13 +11,20 @@
 //!   generations/<20 digits>                     who may write: an empty object, see `keeper`
 //!   packs/<epoch>-<generation>-<writer>.pack    sections of state, see `pack`
 //!   manifests/<epoch>-<generation>.json         what makes packs a checkpoint, see `manifest`
+//!   replays/<epoch>-<generation>-<writer>.json  what a replay offers, see `offer`
+//!   figures/<20 digits>                         which generation took one up: an empty object
+//!   conditional/1                               in a bucket: it overwrites nothing, see `bucket`
 //! ```
 //!
 //! There is no object that says which manifest is the newest: listing them says it, and an object
 //! that is overwritten is one more thing that can be torn or be overwritten by a zombie.
 
+mod ahead;
+#[cfg(feature = "s3")]
+mod bucket;
 pub mod keeper;
 pub mod manifest;
+pub mod offer;
 pub mod pack;
 pub(crate) mod parts;
 pub(crate) mod pieces;

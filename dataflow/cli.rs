@@ -157,7 +157,7 @@ pub struct Replay {
     /// Show the differences and publish nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// The running server whose views are compared.
+    /// The running server whose views are compared, and which takes up what is found.
     #[arg(long, env = "TRUEUP_SERVER", value_name = "URL")]
     pub server: Option<String>,
     /// A token for it.
@@ -224,6 +224,8 @@ pub enum BenchName {
     Ads1Http,
     /// From append to visible, open loop, at a fixed rate.
     Freshness,
+    /// How long a report takes while events come and others ask.
+    Reports,
     /// ADS-1 from a topic of Kafka to the views, beside librdkafka alone.
     Kafka,
     /// The memory of a server process under full load.
@@ -236,7 +238,8 @@ pub struct Doctor {
     /// The configuration.
     #[command(flatten)]
     pub common: Common,
-    /// Cut off a torn write at the end of the log. No server may be running.
+    /// Cut off a torn write at the end of the log, or of the spool where the log is Kafka. No
+    /// server may be running. Nothing in Kafka is changed.
     #[arg(long)]
     pub repair: bool,
     /// The report as JSON.
@@ -287,10 +290,10 @@ impl Worker {
     /// The configuration of this process.
     ///
     /// # Errors
-    /// As [`Common::load`], and when no hosts are given.
+    /// As [`Common::load`], and when no hosts are given, or not which of them this process is.
     pub fn load(&self) -> Result<Config, ConfigError> {
         let mut config = self.common.unchecked()?;
-        config.workers.process = self.process.unwrap_or(config.workers.process);
+        config.workers.process = self.process.or(config.workers.process);
         if !self.hosts.is_empty() {
             config.workers.hosts.clone_from(&self.hosts);
         }
@@ -301,6 +304,7 @@ impl Worker {
             ));
         }
         config.check()?;
+        config.own_place()?;
         Ok(config)
     }
 }

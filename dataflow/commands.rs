@@ -3,12 +3,16 @@
 mod check;
 mod checkpoints;
 mod demo;
+mod doctor;
 mod generate;
 mod remote;
+mod replay;
 
-pub use check::{doctor, replay, verify};
+pub use check::verify;
 pub use demo::demo;
+pub use doctor::doctor;
 pub use generate::generate;
+pub use replay::replay;
 
 use crate::{
     cli::{BenchCommand, BenchName, Common},
@@ -61,6 +65,7 @@ pub fn serve(config: Result<Config, ConfigError>) -> Result<(), Failure> {
     let dir = config.data_dir.display().to_string();
     server::serve(config, std::future::pending(), |running| {
         tracing::info!(address = %running.address, data = dir, "listening");
+        Box::new(|| {})
     })?;
     tracing::info!("stopped");
     Ok(())
@@ -95,6 +100,9 @@ pub fn bench(command: &BenchCommand) -> Result<(), Failure> {
     }
     if command.name == BenchName::Freshness {
         take(bench.run_freshness())?;
+    }
+    if command.name == BenchName::Reports {
+        take(bench.run_reports())?;
     }
     if command.name == BenchName::Kafka {
         take(bench.run_kafka())?;

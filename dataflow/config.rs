@@ -5,10 +5,12 @@
 
 mod changelog;
 mod cluster;
+mod kafka;
 mod units;
 
 pub use changelog::ChangelogConfig;
 pub use cluster::Cluster;
+pub use kafka::{KafkaEncoding, KafkaExchange};
 pub use units::{Size, Span};
 
 use crate::{
@@ -21,7 +23,12 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use trueup_operators::{access::Token, log::LogError, rollup::RollupSpec, time::Lateness};
+use trueup_operators::{
+    access::{self, Token},
+    log::LogError,
+    rollup::RollupSpec,
+    time::Lateness,
+};
 
 /// All of it, with every default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -98,6 +105,11 @@ pub struct LogConfig {
     pub queue_bytes_max: Size,
     /// How long segments are kept that a checkpoint covers.
     pub retention: Span,
+    /// How long they are kept if an event lies in them that did not count and is still listed.
+    pub retention_listed: Span,
+    /// When all segments are larger than this, the oldest go that a checkpoint covers, whatever
+    /// their age and whatever is listed. Zero: size deletes none.
+    pub retention_bytes_max: Size,
 }
 
 /// Which log.
@@ -126,6 +138,8 @@ pub struct Kafka {
     pub remap_topic: String,
     /// What a message of the events topic is.
     pub encoding: KafkaEncoding,
+    /// When events are exchanged by id between the workers before they are deduplicated.
+    pub exchange: KafkaExchange,
     /// Whether topics that are missing are made, the events topic with `log.partitions`.
     pub create_topics: bool,
     /// On how many brokers each partition of a topic that is made stands.
@@ -141,16 +155,6 @@ pub struct Kafka {
     /// The consumer group whose offsets show lag tools how far the views are. Nothing reads them
     /// back. Empty: none are published.
     pub offsets_group: String,
-}
-
-/// What a message of the events topic is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KafkaEncoding {
-    /// A batch of events as an Arrow IPC stream.
-    Batch,
-    /// One event, as JSON.
-    Json,
 }
 
 /// When an append is on disk before it is acknowledged.
@@ -200,8 +204,8 @@ pub struct Workers {
     /// Where each process of a cluster listens, `host:port`, in the order of their numbers. Empty:
     /// this process is alone.
     pub hosts: Vec<String>,
-    /// Which of them this process is.
-    pub process: usize,
+    /// Which of them this process is; each says it itself, unless there is one host alone.
+    pub process: Option<usize>,
 }
 
 /// `[flow]`
@@ -271,6 +275,8 @@ impl Default for LogConfig {
             tail_bytes_max: Size(256 << 20),
             queue_bytes_max: Size(128 << 20),
             retention: Span(Duration::from_secs(7 * 86_400)),
+            retention_listed: Span(Duration::from_secs(30 * 86_400)),
+            retention_bytes_max: Size(0),
         }
     }
 }
@@ -284,6 +290,7 @@ impl Default for Kafka {
             metadata_topic: "ad-metadata".into(),
             remap_topic: "ad-remap".into(),
             encoding: KafkaEncoding::Batch,
+            exchange: KafkaExchange::Auto,
             create_topics: true,
             replication_factor: 1,
             message_bytes_max: Size(16 << 20),
@@ -316,7 +323,7 @@ impl Default for Time {
 
 impl Default for Workers {
     fn default() -> Self {
-        Workers { threads: 2, hosts: Vec::new(), process: 0 }
+        Workers { threads: 2, hosts: Vec::new(), process: None }
     }
 }
 
@@ -429,6 +436,8 @@ impl Config {
                 self.server.listen
             ));
         }
+        access::check_tokens(&self.auth.tokens, self.server.listen.ip().is_loopback())
+            .map_err(ConfigError)?;
         let Kafka { delivery_timeout, read_timeout, .. } = &self.kafka;
         for (key, value) in [("delivery_timeout", delivery_timeout), ("read_timeout", read_timeout)]
         {
@@ -469,9 +478,11 @@ impl Config {
                 kept: self.checkpoint.kept,
                 whole_every: self.checkpoint.whole_every,
             },
-            partitioned_by_id: match (self.log.kind, self.kafka.encoding) {
-                (LogKind::Kafka, KafkaEncoding::Json) => false,
-                (LogKind::Kafka, KafkaEncoding::Batch) | (LogKind::Embedded, _) => true,
+            partitioned_by_id: match (self.log.kind, self.kafka.encoding, self.kafka.exchange) {
+                (LogKind::Embedded, ..) => true,
+                (LogKind::Kafka, KafkaEncoding::Batch, KafkaExchange::Auto) => true,
+                (LogKind::Kafka, KafkaEncoding::Json, _) => false,
+                (LogKind::Kafka, _, KafkaExchange::Always) => false,
             },
         }
     }
@@ -554,8 +565,16 @@ impl Config {
             fsync: self.journal().fsync,
             ..SpoolSettings::default()
         };
-        let future_skew_us_max = self.time.future_skew_max.us();
-        crate::open_log::KafkaSource { settings, spool, future_skew_us_max }
+        crate::open_log::KafkaSource { settings, spool }
+    }
+
+    /// What the embedded log may forget.
+    pub(crate) fn keep(&self) -> crate::retention::Keep {
+        crate::retention::Keep {
+            age_us_max: self.log.retention.us(),
+            listed_us_max: self.log.retention_listed.us(),
+            bytes_max: Some(self.log.retention_bytes_max.0).filter(|&bytes| bytes > 0),
+        }
     }
 
     /// How the embedded log is kept.
@@ -569,12 +588,16 @@ impl Config {
                 Fsync::Batch => trueup_log::Fsync::Batch,
                 Fsync::Never => trueup_log::Fsync::Never,
             },
+            frames_max: trueup_log::FRAMES_HELD_MAX,
+            // With log times half a horizon ahead, what comes within the other half still counts.
+            clock_behind_us_max: (self.time.correction_horizon.us() / 2)
+                .max(trueup_log::CLOCK_STEP_US_MAX),
         }
     }
 }
 
 #[cfg(not(feature = "kafka"))]
-fn no_kafka() -> LogError {
+pub(crate) fn no_kafka() -> LogError {
     let reason = "`log.kind` is \"kafka\", and this program was built without the feature `kafka`";
     LogError::Invalid { reason: reason.into() }
 }
@@ -639,5 +662,9 @@ mod tests {
         assert!(error.contains("checkpoint.kept") && error.contains("2 to 1000"), "{error}");
         let error = check("[server]\nlisten = \"0.0.0.0:80\"").unwrap_err();
         assert!(error.contains("token"), "{error}");
+        let tokens = "[auth]\ntokens = [ { token = \"short\", role = \"reader\" } ]";
+        check(tokens).unwrap();
+        let error = check(&format!("{tokens}\n[server]\nlisten = \"0.0.0.0:80\"")).unwrap_err();
+        assert!(error.contains("`auth.tokens[0]` has 5 bytes"), "{error}");
     }
 }

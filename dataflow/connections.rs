@@ -6,6 +6,7 @@
 //! in time is closed, one that is idle between two requests too. One whose peer takes nothing any
 //! more is given up by the system (`TCP_USER_TIMEOUT`), also while nobody writes to it.
 
+use crate::unread;
 use axum::{
     body::Body,
     extract::{ConnectInfo, Request},
@@ -16,7 +17,7 @@ use rustix::{
     net::sockopt,
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -94,7 +95,14 @@ fn converse<P: Clone + Send + Sync + 'static>(
     }
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        app.clone().call(request.map(Body::new))
+        let mut app = app.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let (lent, rest) = unread::lend(&head.headers, body);
+            let mut answer = app.call(Request::from_parts(head, Body::new(lent))).await?;
+            rest.end(&mut answer).await;
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

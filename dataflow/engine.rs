@@ -10,11 +10,14 @@
 //! then exits with 70; the log has everything, so the next start is as good as this one was.
 
 use crate::{
-    checkpoint::{CheckpointSettings, Checkpoints, start::Begin},
+    checkpoint::{
+        CheckpointSettings, Checkpoints, LoadError, keeper::CheckpointError, start::Begin,
+    },
     cluster::Generation,
     epochs::{Cut, EpochSettings, Epochs, Feeder, Lag, Led},
     flow::Job,
     neighbour,
+    remap::{self, Cursor},
     seat::Seat,
     shuffle::{self, Shuffle},
     worker::{self, WorkerMemory},
@@ -145,10 +148,24 @@ pub enum StartError {
     Thread(String),
     /// There is no checkpoint to begin with, nor the beginning of the log.
     #[error(transparent)]
-    Load(#[from] crate::checkpoint::LoadError),
+    Load(#[from] LoadError),
     /// The checkpoints cannot be written.
     #[error("no checkpoint can be written: {0}")]
-    Checkpoint(#[from] crate::checkpoint::keeper::CheckpointError),
+    Checkpoint(#[from] CheckpointError),
+}
+
+impl StartError {
+    /// Whether it may be otherwise a moment later: a store or a broker did not answer.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            StartError::Log(error) => error.may_pass(),
+            StartError::Load(error) => error.may_pass(),
+            StartError::Checkpoint(error) => {
+                matches!(error, CheckpointError::Store(_) | CheckpointError::Fenced { .. })
+            }
+            StartError::Settings(_) | StartError::Thread(_) => false,
+        }
+    }
 }
 
 /// What a worker thread takes with it.
@@ -273,7 +290,9 @@ impl Engine {
         symbols: Arc<Symbols>,
         settings: EngineSettings,
     ) -> Result<Engine, StartError> {
-        let from = crate::remap::Cursor::origin(&*log);
+        // What the log holds already is no matter of who has not met the others: it may be much,
+        // and its beginning may be gone.
+        let from = Cursor { next: remap::end(&*log), ..Cursor::origin(&*log) };
         let seat = Seat::alone(settings.workers);
         let epochs = Epochs::open(Arc::clone(&log), settings.epochs, seat.clone(), &from, None)?;
         epochs.rest("the processes have not met yet".to_owned());
@@ -289,6 +308,11 @@ impl Engine {
     /// How far the views are behind the log.
     pub fn lag(&self) -> Lag {
         self.shared.epochs.lag()
+    }
+
+    /// The texts of dimensions.
+    pub(crate) fn symbols(&self) -> &Arc<Symbols> {
+        &self.shared.symbols
     }
 
     /// The epochs of this run.
@@ -312,6 +336,11 @@ impl Engine {
     /// Why the run cannot go on, or that it took longer than `patience`.
     pub fn settle(&self, patience: Duration) -> Result<Epoch, String> {
         self.shared.epochs.settle(patience)
+    }
+
+    /// Whether a log that others append to holds more than the last epoch took.
+    pub(crate) fn has_more(&self) -> bool {
+        self.shared.epochs.has_more()
     }
 
     /// Waits until the last epoch that was closed when this was called is in the views.
@@ -339,7 +368,8 @@ impl Engine {
     /// # Errors
     /// Why it was not published, or that it took longer than `patience`.
     pub fn checkpoint(&self, patience: Duration) -> Result<Option<Epoch>, String> {
-        let Some(checkpoints) = &self.shared.checkpoints else { return Ok(None) };
+        let taken = self.shared.checkpoints.as_ref().filter(|checkpoints| !checkpoints.offers());
+        let Some(checkpoints) = taken else { return Ok(None) };
         let number = checkpoints.force();
         self.shared.epochs.hurry();
         checkpoints.wait(number, patience, || self.fault()).map(Some)

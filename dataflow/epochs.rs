@@ -10,6 +10,9 @@
 //! only when it is durable there do the workers see it: what an epoch holds is never decided
 //! twice. Log times in a row never decrease, whatever the clock did.
 //!
+//! Of a log that others append to, an epoch takes no more than [`EpochSettings::epoch_bytes_max`],
+//! and those that follow it close as there is room for them ([`cut`]).
+//!
 //! Where other processes append to the log too, a row that is durable need not count: then the
 //! thread reads on to it, and the run ends if another writer has begun a later generation
 //! ([`RemapRow::follows`]). Closing an epoch at once at the start is what fences the one before.
@@ -23,8 +26,10 @@
 //! where they cost no memory. How far the workers are behind, in bytes and epochs, is what the
 //! collector's answer 429 goes by ([`Epochs::lag`]).
 
+mod cut;
 mod led;
 
+pub(crate) use cut::missing;
 pub(crate) use led::{Fed, Led};
 
 use crate::{
@@ -32,6 +37,7 @@ use crate::{
     remap::{self, Cursor},
     seat::Seat,
 };
+use cut::{Ends, all_ends, bytes_held, covers};
 use parking_lot::{Condvar, Mutex};
 use std::{
     collections::{VecDeque, hash_map::RandomState},
@@ -45,8 +51,8 @@ use std::{
 };
 use trueup_operators::{
     feed::{EpochTimes, ImageKind},
-    log::{Append, Appended, End, Log, LogError, Topic},
-    remap::{REMAP_VERSION, RemapRow, Upto, Writer},
+    log::{Append, Appended, Log, LogError, Topic},
+    remap::{REMAP_VERSION, RemapRow, Writer},
     time::Epoch,
 };
 
@@ -87,6 +93,9 @@ pub enum Cut {
 
 /// An idle log still gets an epoch this often: its log time moves buckets on.
 const IDLE: Duration = Duration::from_secs(1);
+/// How long a row that was acknowledged may be shown to nobody before the epoch is closed again:
+/// the first row of an epoch counts, and a second one is void.
+const SHOWN_WITHIN: Duration = Duration::from_secs(10);
 /// How often the ends are looked at between ticks, for `epoch_bytes_max`.
 const LOOK: Duration = Duration::from_millis(10);
 /// What a worker gets: an epoch, and the one before it.
@@ -123,9 +132,10 @@ pub struct Epochs {
     checkpoints: Option<Arc<Checkpoints>>,
     /// By worker of this process: the last epoch that its sinks have.
     committed: Vec<AtomicU64>,
-    /// Bytes in a log that others share, as last asked for: asking may have to wait for a broker,
-    /// and requests must not.
-    shared_bytes: AtomicU64,
+    /// The ends of a log that others share, as last asked for: asking may have to wait for a
+    /// broker, and requests must not. And those at the start.
+    shared_ends: Mutex<Arc<Ends>>,
+    ends_at_start: Arc<Ends>,
     /// Whether `state` has a fault, for workers that look at every step.
     failed: AtomicBool,
     state: Mutex<State>,
@@ -136,9 +146,9 @@ struct State {
     /// The newest durable row that counts, and whether the next one is being appended.
     closed: Cursor,
     appending: bool,
-    /// The row that was appended, and the offset behind it: to be read on to.
-    appended: Option<u64>,
-    /// Whether the last try to append a row failed: said once, not at every tick.
+    /// The row that was appended, the offset behind it, to be read on to, and since when.
+    appended: Option<(u64, Instant)>,
+    /// Whether the last try to append a row, or to read one, failed: said once, not at every tick.
     failing: bool,
     /// The newest row that the workers have.
     fed: Arc<RemapRow>,
@@ -150,8 +160,12 @@ struct State {
     bytes_visible: u64,
     /// What was closed when the server started.
     recovered_to: Epoch,
+    /// The first epoch that was closed in this run.
+    since: Option<Epoch>,
     /// Close an epoch at the next look, whatever the tick says.
     hurry: bool,
+    /// The last epoch could not take all that there was.
+    more: bool,
     stopping: bool,
     fault: Option<String>,
 }
@@ -175,17 +189,22 @@ impl Epochs {
         checkpoints: Option<Arc<Checkpoints>>,
     ) -> Result<Arc<Epochs>, LogError> {
         let closed = match settings.cut {
-            Cut::Replay { upto: Some(upto) } => last_before(&*log, from, upto)?,
+            Cut::Replay { upto: Some(upto) } => from.last_before(&*log, upto)?,
             Cut::Live | Cut::Replay { upto: None } => from.tip(&*log)?,
         };
         let met = seat.generation().map_or(0, |generation| generation.number());
         let writer = Writer {
-            generation: met.max(closed.row.writer.generation + 1),
+            // Who is led may see rows of its own generation already.
+            generation: match seat.leads() {
+                true => met.max(closed.row.writer.generation + 1),
+                false => met,
+            },
             nonce: RandomState::new().build_hasher().finish(),
         };
         let bytes_at_start = bytes_held(&*log);
         let state = State {
             recovered_to: closed.row.epoch,
+            since: None,
             closed,
             appending: false,
             appended: None,
@@ -196,12 +215,15 @@ impl Epochs {
             bytes_at_start,
             bytes_visible: bytes_at_start,
             hurry: log.is_shared(),
+            more: false,
             stopping: false,
             fault: None,
         };
         let committed = seat.own().map(|_| AtomicU64::new(from.row.epoch)).collect();
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        let (failed, shared_bytes) = (AtomicBool::new(false), AtomicU64::new(bytes_at_start));
+        let ends_at_start = Arc::new(all_ends(&*log));
+        let shared_ends = Mutex::new(Arc::clone(&ends_at_start));
+        let failed = AtomicBool::new(false);
         Ok(Arc::new(Epochs {
             log,
             settings,
@@ -209,7 +231,8 @@ impl Epochs {
             writer,
             checkpoints,
             committed,
-            shared_bytes,
+            shared_ends,
+            ends_at_start,
             failed,
             state,
             changed,
@@ -228,6 +251,11 @@ impl Epochs {
         self.committed[own].store(epoch, Ordering::SeqCst);
         self.seat.commit(self.visible());
         self.changed.notify_all();
+    }
+
+    /// Whether nobody waits for what is being read any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.has_failed() || self.state.lock().stopping
     }
 
     /// The run cannot go on: nothing more is fed or closed.
@@ -262,6 +290,12 @@ impl Epochs {
         self.committed.iter().map(|c| c.load(Ordering::SeqCst)).min().unwrap_or(0)
     }
 
+    /// The first epoch that was closed in this run, once the workers have it: no run before has
+    /// shown it.
+    pub(crate) fn since(&self) -> Option<Epoch> {
+        self.state.lock().since
+    }
+
     /// The row of the epoch that every view shows: which offsets they stand for.
     pub fn visible_row(&self) -> Arc<RemapRow> {
         let visible = self.visible();
@@ -273,10 +307,16 @@ impl Epochs {
     /// How far the views are behind.
     pub fn lag(&self) -> Lag {
         let visible = self.visible();
-        let bytes = self.bytes();
+        let bytes = match self.log.is_shared() {
+            true => self.bytes_unseen(&self.visible_row()),
+            false => bytes_held(&*self.log),
+        };
         let mut state = self.state.lock();
         state.see(visible);
-        let shown = state.bytes_visible.max(state.bytes_at_start);
+        let shown = match self.log.is_shared() {
+            true => 0,
+            false => state.bytes_visible.max(state.bytes_at_start),
+        };
         Lag {
             closed: state.closed.row.epoch,
             visible,
@@ -335,27 +375,41 @@ impl Epochs {
         self.seat.commit(read.row.epoch);
         let mut next_tick = Instant::now();
         let mut last_close = Instant::now();
+        let mut next_ask = Instant::now();
         // What was read of the remap topic and not fed yet.
         let mut unfed = VecDeque::new();
         loop {
-            if self.log.is_shared() {
-                self.shared_bytes.store(bytes_held(&*self.log), Ordering::Relaxed);
+            // A broker answers in milliseconds: not each time that there is room for an epoch.
+            if self.log.is_shared() && Instant::now() >= next_ask {
+                next_ask = Instant::now() + LOOK;
+                *self.shared_ends.lock() = Arc::new(all_ends(&*self.log));
             }
             let fed = self.confirm();
             let fed = fed.and_then(|()| self.feed(&mut read, &mut unfed, feeders, &announce));
-            if let Err(error) = fed {
-                self.fail(error.to_string());
+            match fed {
+                // Who does not answer may do so later: nothing was taken that is not whole.
+                Err(error @ LogError::Unavailable { .. }) => self.state.lock().not_read(&error),
+                Err(error) => self.fail(error.to_string()),
+                Ok(()) => {}
             }
             let now = Instant::now();
             let due = {
                 let mut state = self.state.lock();
                 if state.stopping || state.fault.is_some() {
+                    // The next run of this process must see the row. A log that others share has
+                    // an order for that, and may not answer for long.
+                    while state.appending && !self.log.is_shared() {
+                        self.changed.wait(&mut state);
+                    }
                     return;
                 }
                 let visible = self.visible();
                 state.see(visible);
-                let hurry = std::mem::take(&mut state.hurry);
-                let may_close = self.settings.cut == Cut::Live && !state.appending;
+                let follows = state.more && self.have_room(&state);
+                let hurry = std::mem::take(&mut state.hurry) || follows;
+                let is_under_way = state.appending || state.appended.is_some();
+                let waits = state.more && !follows;
+                let may_close = self.settings.cut == Cut::Live && !is_under_way && !waits;
                 let is_due = may_close && (now >= next_tick || hurry || self.heavy(&state));
                 is_due.then(|| now - last_close < IDLE && !hurry)
             };
@@ -376,16 +430,39 @@ impl Epochs {
     }
 
     fn heavy(&self, state: &State) -> bool {
-        let closed = state.bytes.back().map_or(state.bytes_visible, |b| b.1);
-        self.bytes().saturating_sub(closed) >= self.settings.epoch_bytes_max
+        let bytes = match self.log.is_shared() {
+            true => {
+                let ends = Arc::clone(&self.shared_ends.lock());
+                cut::bytes_behind(&*self.log, &state.closed.row, &ends)
+            }
+            false => {
+                let closed = state.bytes.back().map_or(state.bytes_visible, |b| b.1);
+                bytes_held(&*self.log).saturating_sub(closed)
+            }
+        };
+        bytes >= self.settings.epoch_bytes_max
     }
 
-    /// Bytes in the log, without asking anyone who may not answer.
-    fn bytes(&self) -> u64 {
-        match self.log.is_shared() {
-            true => self.shared_bytes.load(Ordering::Relaxed),
-            false => bytes_held(&*self.log),
-        }
+    /// Whether the workers will soon have room for one more epoch. While there is more than one
+    /// takes, the next is closed no sooner: what they have read by then says how large it may be,
+    /// and a start must come to the end of what is closed before it shows anything.
+    fn have_room(&self, state: &State) -> bool {
+        let ahead = state.closed.row.epoch.saturating_sub(self.visible());
+        ahead <= self.settings.epochs_in_flight_max
+    }
+
+    /// Whether there was more than the last epoch took.
+    pub(crate) fn has_more(&self) -> bool {
+        self.state.lock().more
+    }
+
+    /// Bytes that came to a shared log since the start and that a row does not have, without asking
+    /// anyone who may not answer.
+    fn bytes_unseen(&self, row: &RemapRow) -> u64 {
+        let ends = Arc::clone(&self.shared_ends.lock());
+        let behind = cut::bytes_behind(&*self.log, row, &ends);
+        // What was there at the start is nobody's fault.
+        behind.saturating_sub(cut::bytes_behind(&*self.log, row, &self.ends_at_start))
     }
 
     /// Appends the next row. With `only_if_new`, only if a partition has grown. Called by the
@@ -395,10 +472,18 @@ impl Epochs {
         // before the lock: a broker that is away answers after seconds, and whoever takes events
         // asks how far the views are.
         let (bytes, ends) = (bytes_held(&*self.log), all_ends(&*self.log));
-        let mut state = self.state.lock();
-        let Some(row) = next_row(&state.closed.row, self.writer, ends, only_if_new) else {
-            return false;
+        // Nobody but this thread closes.
+        let last = Arc::clone(&self.state.lock().closed.row);
+        let (row, more) = match self.row(&last, &ends, only_if_new) {
+            Ok(Some(row)) => row,
+            Ok(None) => return false,
+            Err(error) => {
+                self.state.lock().not_closed(&error);
+                return true;
+            }
         };
+        let mut state = self.state.lock();
+        state.more = more;
         let frame = Append {
             topic: Topic::Remap,
             partition: 0,
@@ -420,9 +505,9 @@ impl Epochs {
                     state.failing = false;
                     state.bytes.push_back((row.epoch, bytes));
                     if epochs.log.is_shared() {
-                        state.appended = Some(offset + 1);
+                        state.appended = Some((offset + 1, Instant::now()));
                     } else {
-                        state.closed = Cursor { row: Arc::new(row), next: offset + 1 };
+                        state.closed = Cursor::of(row, offset + 1);
                     }
                 }
                 // Nothing of the epoch was visible; the next look tries again.
@@ -438,15 +523,41 @@ impl Epochs {
         true
     }
 
+    /// The row that comes after another one, and whether there is more than it takes.
+    fn row(
+        &self,
+        last: &RemapRow,
+        ends: &Ends,
+        only_if_new: bool,
+    ) -> Result<Option<(RemapRow, bool)>, LogError> {
+        if let Some(row) = cut::beginning(&*self.log, last, self.writer) {
+            return Ok(Some((row, true)));
+        }
+        let part = match self.log.is_shared() {
+            true => cut::part(&*self.log, last, ends, self.settings.epoch_bytes_max)?,
+            false => None,
+        };
+        let (ends, more) = (part.as_ref().unwrap_or(ends), part.is_some());
+        let row = cut::next_row(last, self.writer, ends, only_if_new);
+        Ok(row.map(|row| (row, more)))
+    }
+
     /// Reads on to the row that was appended, where others append too.
     fn confirm(&self) -> Result<(), LogError> {
-        let (mut tip, upto) = {
+        let (mut tip, upto, since) = {
             let state = self.state.lock();
-            let Some(upto) = state.appended else { return Ok(()) };
-            (state.closed.clone(), upto)
+            let Some((upto, since)) = state.appended else { return Ok(()) };
+            (state.closed.clone(), upto, since)
         };
         // Who acknowledged the row need not show it to readers at once.
         if remap::end(&*self.log) < upto {
+            if since.elapsed() > SHOWN_WITHIN {
+                tracing::warn!(
+                    upto,
+                    "a row is not shown that was acknowledged; it is closed again"
+                );
+                self.state.lock().appended = None;
+            }
             return Ok(());
         }
         while tip.next < upto {
@@ -492,7 +603,7 @@ impl Epochs {
             }
             let row = Arc::clone(&next.row);
             announce(row.times(&before));
-            let image = self.checkpoints.as_ref().and_then(|c| c.mark(next, &before));
+            let image = self.marking().and_then(|c| c.mark(next, &before));
             let plan = Plan { before: Arc::clone(&before), row: Arc::clone(&row), image };
             if !self.lead(&plan, next.next) || !self.give(feeders, &plan) {
                 return Ok(());
@@ -501,6 +612,15 @@ impl Epochs {
             before = row;
         }
         Ok(())
+    }
+
+    /// Who marks epochs. What a replay has found is shown from the first epoch on that the run has
+    /// closed; a checkpoint of one before it would have figures that this epoch never showed.
+    fn marking(&self) -> Option<&Arc<Checkpoints>> {
+        let due = |checkpoints: &&Arc<Checkpoints>| {
+            !checkpoints.are_of_a_replay() || self.since().is_some()
+        };
+        self.checkpoints.as_ref().filter(due)
     }
 
     /// Gives an epoch to the workers of this process. `false`: the run is over.
@@ -514,6 +634,9 @@ impl Epochs {
             feeder.thread.unpark();
         }
         let mut state = self.state.lock();
+        if plan.row.writer.generation >= self.writer.generation {
+            state.since.get_or_insert(plan.row.epoch);
+        }
         state.fed = Arc::clone(&plan.row);
         state.under_way.push_back(Arc::clone(&plan.row));
         true
@@ -545,6 +668,12 @@ impl State {
         }
     }
 
+    fn not_read(&mut self, error: &LogError) {
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::warn!(%error, "epochs cannot be read; it is tried again");
+        }
+    }
+
     /// Forgets the rows before the visible epoch's, and the sizes of epochs that are visible.
     fn see(&mut self, visible: Epoch) {
         while self.under_way.get(1).is_some_and(|next| next.epoch <= visible) {
@@ -556,60 +685,6 @@ impl State {
             }
         }
     }
-}
-
-/// The ends of events, verdicts and metadata.
-type Ends = [Vec<End>; 3];
-
-fn all_ends(log: &dyn Log) -> Ends {
-    TOPICS.map(|topic| log.ends(topic))
-}
-
-fn bytes_held(log: &dyn Log) -> u64 {
-    [Topic::Events, Topic::Verdicts].into_iter().flat_map(|t| log.ends(t)).map(|e| e.bytes).sum()
-}
-
-/// The last row after `from` whose epoch is at most `upto`.
-fn last_before(log: &dyn Log, from: &Cursor, upto: Epoch) -> Result<Cursor, LogError> {
-    let (end, mut read, mut last) = (remap::end(log), from.clone(), from.clone());
-    while read.next < end && last.row.epoch < upto {
-        let rows = read.advance(log, end)?;
-        last = rows.into_iter().rfind(|cursor| cursor.row.epoch <= upto).unwrap_or(last);
-    }
-    Ok(last)
-}
-
-const TOPICS: [Topic; 3] = [Topic::Events, Topic::Verdicts, Topic::Metadata];
-
-fn covers(row: &RemapRow, ends: &Ends) -> bool {
-    let covered = |topic, (partition, end): (usize, &End)| {
-        row.upto(topic, partition as u16).offset >= end.offset
-    };
-    TOPICS.iter().zip(ends).all(|(&t, ends)| ends.iter().enumerate().all(|end| covered(t, end)))
-}
-
-/// The row after `last`, up to `ends`; `None` if nothing is new and only news were asked for.
-fn next_row(last: &RemapRow, writer: Writer, ends: Ends, only_if_new: bool) -> Option<RemapRow> {
-    if only_if_new && covers(last, &ends) {
-        return None;
-    }
-    let upto = |topic, ends: &[End]| -> Vec<Upto> {
-        let row = ends.iter().enumerate().map(|(partition, end)| {
-            let last = last.upto(topic, partition as u16);
-            Upto {
-                offset: end.offset.max(last.offset),
-                log_time: end.complete_to.max(last.log_time),
-            }
-        });
-        row.collect()
-    };
-    Some(RemapRow {
-        epoch: last.epoch + 1,
-        writer,
-        events: upto(Topic::Events, &ends[0]),
-        verdicts: upto(Topic::Verdicts, &ends[1]),
-        metadata: upto(Topic::Metadata, &ends[2]),
-    })
 }
 
 #[cfg(test)]

@@ -1,24 +1,27 @@
 //! A job at home: its log in a directory, the engine on the log, the views of the engine. This is
 //! what the server hosts the ad job with, and what a program hosts a job of its own with.
 
+mod replay;
+
 use crate::{
+    alone::{self, Alone},
     checkpoint::{
         LoadedFrom,
-        store::{Objects, StoreError},
+        store::{Objects, Store, StoreError},
     },
     cluster::{Cluster, ClusterError, ClusterSettings},
     config::Config,
     decided::{Decided, DecidedError},
     engine::{Engine, EngineSettings, StartError},
-    epochs::Cut,
     flow::Job,
     installation,
     member::{Member, Membership},
     neighbour,
     open_log::OpenLog,
     rows::{Event, Rows},
-    run::{Current, Home},
-    seat::LEADER,
+    run::{Current, Home, Run},
+    seat::{LEADER, Seat},
+    served::Served,
     worker::WorkerMemory,
 };
 use std::{
@@ -40,6 +43,9 @@ use trueup_sinks::{Filter, ReadError, Tables, ViewKind, ViewSettings};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the last checkpoint may take.
 pub(crate) const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a first start asks a place of checkpoints again that does not give them. Then the
+/// process ends and says what was asked for: who restarts it knows for how long.
+const STORE_PATIENCE: Duration = Duration::from_secs(60);
 /// Where checkpoints are, in the directory of the job.
 pub const CHECKPOINTS: &str = "checkpoints";
 /// How often who waits looks again.
@@ -90,13 +96,35 @@ pub struct Host {
     log: OpenLog,
     symbols: Arc<Symbols>,
     tables: Arc<dyn Tables>,
-    current: Arc<Current>,
-    /// What it is of a cluster, if it is of one.
-    member: Option<Member>,
+    life: Life,
+    /// Where checkpoints are, if there are any.
+    store: Option<Arc<dyn Store>>,
     /// How far ahead an event may claim to be; see [`Lateness`].
     ///
     /// [`Lateness`]: trueup_operators::time::Lateness
     future_skew_us_max: i64,
+}
+
+/// How a process runs its job.
+enum Life {
+    Alone(Alone),
+    Member(Member),
+}
+
+impl Life {
+    fn served(&self) -> &Arc<Served> {
+        match self {
+            Life::Alone(alone) => alone.served(),
+            Life::Member(member) => member.served(),
+        }
+    }
+
+    fn current(&self) -> &Arc<Current> {
+        match self {
+            Life::Alone(alone) => alone.current(),
+            Life::Member(member) => member.current(),
+        }
+    }
 }
 
 /// A row of a view.
@@ -288,29 +316,9 @@ impl Host {
         let home = home(&log, job, engine, views, store);
         let symbols = Arc::clone(&home.symbols);
         cluster.version = format!("{}/job-{}", cluster.version, digest(&home));
+        let store = home.store.as_ref().map(|(store, _)| Arc::clone(store));
         let member = Member::start(home, Cluster::open(cluster)?)?;
-        let (tables, current) = (member.tables(), member.current());
-        let (member, future_skew_us_max) = (Some(member), engine.lateness.future_skew_us_max);
-        Ok(Host { log, symbols, tables, current, member, future_skew_us_max })
-    }
-
-    /// Goes through the epochs that a log holds from the first one on, up to one of them or all,
-    /// next to a running server or without one: changes nothing, closes no epoch.
-    ///
-    /// # Errors
-    /// As [`Host::open`].
-    pub fn replay<J: Job<N>, const N: usize>(
-        dir: &Path,
-        log: OpenLog,
-        job: J,
-        mut engine: EngineSettings,
-        views: ViewSettings,
-        upto: Option<Epoch>,
-    ) -> Result<Host, HostError> {
-        check(&job.rollups(), N)?;
-        Decided::new(&engine.lateness, &job.rollups()).check(dir)?;
-        engine.epochs.cut = Cut::Replay { upto };
-        Host::on(log, job, engine, views, None)
+        Ok(Host::of(log, symbols, Life::Member(member), store, &engine))
     }
 
     fn on<J: Job<N>, const N: usize>(
@@ -321,11 +329,32 @@ impl Host {
         store: Option<(Objects, Decided)>,
     ) -> Result<Host, HostError> {
         let home = home(&log, job, engine, views, store);
-        let symbols = Arc::clone(&home.symbols);
-        let run = home.alone()?;
-        let (tables, current) = (Arc::clone(&run.tables), Current::new(run));
+        let (run, next) = (home.alone_patiently(STORE_PATIENCE)?, home.clone());
+        Host::alone(log, home, run, Box::new(move || next.alone()))
+    }
+
+    fn alone<J: Job<N>, const N: usize>(
+        log: OpenLog,
+        home: Home<J, N>,
+        run: Run,
+        begin: alone::Begin,
+    ) -> Result<Host, HostError> {
+        let seat = Seat::alone(home.engine.workers);
+        let alone = Alone::start(run, || home.views(&seat), begin)?;
+        let store = home.store.as_ref().map(|(store, _)| Arc::clone(store));
+        Ok(Host::of(log, Arc::clone(&home.symbols), Life::Alone(alone), store, &home.engine))
+    }
+
+    fn of(
+        log: OpenLog,
+        symbols: Arc<Symbols>,
+        life: Life,
+        store: Option<Arc<dyn Store>>,
+        engine: &EngineSettings,
+    ) -> Host {
+        let tables = Arc::clone(life.served()) as Arc<dyn Tables>;
         let future_skew_us_max = engine.lateness.future_skew_us_max;
-        Ok(Host { log, symbols, tables, current, member: None, future_skew_us_max })
+        Host { log, symbols, tables, life, store, future_skew_us_max }
     }
 
     /// Appends events and waits until they are durable. An event that was sent before is a
@@ -384,7 +413,8 @@ impl Host {
         let until = Instant::now() + PATIENCE;
         loop {
             let settled = self.engine().settle(until.saturating_duration_since(Instant::now()));
-            let is_between = self.member.is_some() && self.fault().is_none();
+            // The next run shows the rest.
+            let is_between = self.fault().is_none();
             match settled {
                 Err(_) if is_between && Instant::now() < until => std::thread::sleep(GLANCE),
                 Err(why) => return Err(HostError::Fault(self.fault().unwrap_or(why))),
@@ -455,30 +485,33 @@ impl Host {
 
     /// The engine: in a cluster, that of the generation that runs or ran last.
     pub fn engine(&self) -> Arc<Engine> {
-        Arc::clone(&self.current.get().engine)
+        Arc::clone(&self.life.current().get().engine)
     }
 
     /// The checkpoint that the run began with; `None`: with the beginning of the log.
     pub fn loaded(&self) -> Option<LoadedFrom> {
-        self.current.get().loaded.clone()
+        self.life.current().get().loaded.clone()
     }
 
     /// How many newer checkpoints could not be loaded.
     pub(crate) fn passed_over(&self) -> usize {
-        self.current.get().passed_over
+        self.life.current().get().passed_over
     }
 
     /// Why this process cannot go on, if it cannot. The end of a generation is no such reason.
     pub fn fault(&self) -> Option<String> {
-        match &self.member {
-            Some(member) => member.fault(),
-            None => self.engine().fault(),
+        match &self.life {
+            Life::Member(member) => member.fault(),
+            Life::Alone(alone) => alone.fault(),
         }
     }
 
     /// What is known of the cluster, if there is one.
     pub fn membership(&self) -> Option<Membership> {
-        self.member.as_ref().map(Member::membership)
+        match &self.life {
+            Life::Member(member) => Some(member.membership()),
+            Life::Alone(_) => None,
+        }
     }
 
     /// Takes a checkpoint of everything that the views show, so that the next start has little to
@@ -507,10 +540,12 @@ impl Host {
         })
     }
 
-    /// Leaves the cluster, if this process is of one: the others wait until it is back.
+    /// Shows no more, and leaves the cluster if this process is of one: the others wait until it is
+    /// back.
     pub(crate) fn leave(&self) {
-        if let Some(member) = &self.member {
-            member.stop();
+        match &self.life {
+            Life::Member(member) => member.stop(),
+            Life::Alone(alone) => alone.stop(),
         }
     }
 
@@ -548,7 +583,7 @@ fn home<J: Job<N>, const N: usize>(
         job: Arc::new(job),
         engine,
         views,
-        store: store.map(|(store, decided)| (Arc::new(store), decided)),
+        store: store.map(|(store, decided)| (Arc::new(store) as Arc<dyn Store>, decided)),
     }
 }
 

@@ -11,6 +11,7 @@
 //! ARCHITECTURE.md follows one event through all of it.
 
 pub mod ads;
+mod alone;
 pub mod batches;
 pub mod bench;
 pub mod changelog;
@@ -43,7 +44,9 @@ mod served;
 pub mod server;
 mod shuffle;
 pub mod topology;
+mod unread;
 pub mod verify;
+mod waiting;
 mod words;
 mod worker;
 

@@ -1,7 +1,7 @@
 //! One event, read back from the log and written as its sender would know it: what
 //! `/v1/quarantine`, `late_events` and `GET /v1/events/{id}` show.
 
-use crate::ipc;
+use crate::{ads::AdBatch, ipc};
 use arrow_array::{
     Array, ArrayRef, RecordBatch,
     cast::AsArray,
@@ -10,10 +10,12 @@ use arrow_array::{
 use arrow_schema::DataType;
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
+use trueup_collector::DERIVED;
 use trueup_operators::{
-    event::{EventType, Position, columns},
+    event::{EventBatch, EventType, Position, columns},
     hash::IdHash,
     log::{Frame, Log, Topic, read_frame},
+    symbols::Symbols,
     time::{LogTime, format_rfc3339},
 };
 
@@ -42,19 +44,31 @@ impl Lives {
     }
 
     /// What to show of the event at a position. In a log that others append to that may be a
-    /// message that is no event: then what it is, and why it is none.
+    /// message that is no event, or stands in another topic: then what it is, and why it is none
+    /// of ours.
     ///
     /// # Errors
     /// As [`Lives::at`].
     pub fn shown(&self, position: Position) -> Result<Map<String, Value>, String> {
-        let Position { partition, offset, row } = position;
-        let frame = read_frame(&*self.log, Topic::Events, partition, offset);
+        let Position { offset, row, .. } = position;
+        let (topic, partition) = position.place();
+        let frame = read_frame(&*self.log, topic, partition, offset);
         let frame = frame.map_err(|e| e.to_string())?;
-        let fault = match (&frame.foreign, recorded(&frame, row.into())) {
-            (None, Ok(recorded)) => return Ok(recorded.event),
-            (None, Err(fault)) if !self.log.is_shared() => return Err(fault),
-            (None, Err(fault)) => fault,
-            (Some(foreign), _) => foreign.to_string(),
+        let fault = match &frame.foreign {
+            // Not even looked at: its payload is whatever somebody wrote.
+            Some(foreign) => foreign.to_string(),
+            None if topic == Topic::Verdicts => match crate::worker::verdicts_of(&frame) {
+                Ok(_) => "it was listed, and nothing is wrong with it".to_owned(),
+                Err(fault) => fault,
+            },
+            None if topic != Topic::Events => {
+                "it was listed, and the log says that it is one of ours".to_owned()
+            }
+            None => match self.event_of(&frame, row) {
+                Ok(event) => return Ok(event),
+                Err(fault) if !self.log.is_shared() => return Err(fault),
+                Err(fault) => fault,
+            },
         };
         let shown = &frame.payload[..frame.payload.len().min(SHOWN_BYTES_MAX)];
         let mut message = Map::new();
@@ -63,12 +77,25 @@ impl Lives {
         Ok(message)
     }
 
-    /// The event at a position.
+    /// The event of a row. Of a shared log a frame may look like events and be none, for its
+    /// prices; it is then set aside as a whole, under its first row.
+    fn event_of(&self, frame: &Frame, row: u16) -> Result<Map<String, Value>, String> {
+        if self.log.is_shared() && row == 0 {
+            AdBatch::decode(frame, &Symbols::default()).map_err(|error| error.to_string())?;
+        }
+        recorded(frame, row.into()).map(|recorded| recorded.event)
+    }
+
+    /// The event at a position of the events topic.
     ///
     /// # Errors
     /// When the log no longer has it, or it cannot be read.
     pub fn at(&self, position: Position) -> Result<Recorded, String> {
-        let Position { partition, offset, row } = position;
+        let Position { offset, row, .. } = position;
+        let (topic, partition) = position.place();
+        if topic != Topic::Events {
+            return Err(format!("what is in {} at offset {offset} is no event", topic.name()));
+        }
         let frame = read_frame(&*self.log, Topic::Events, partition, offset);
         recorded(&frame.map_err(|e| e.to_string())?, row.into())
     }
@@ -91,6 +118,9 @@ fn recorded(frame: &Frame, row: usize) -> Result<Recorded, String> {
 /// # Errors
 /// When the frame holds no batch of events.
 pub fn earliest(frame: &Frame) -> Result<Option<i64>, String> {
+    if let Some(foreign) = &frame.foreign {
+        return Err(foreign.to_string());
+    }
     let batch = ipc::decode(frame).map_err(|e| e.to_string())?;
     let times = batch
         .column_by_name(columns::OCCURRED_AT)
@@ -99,12 +129,19 @@ pub fn earliest(frame: &Frame) -> Result<Option<i64>, String> {
     Ok(times.values().iter().copied().min())
 }
 
-/// The fields of a row under their outside names; hashes are not shown.
+/// The fields of a row under their outside names; hashes are not shown. Fields that are not in the
+/// table have their sender's names, which stand for nothing else: what the collector derived, or
+/// another column holds, no sender can say (see [`add`]). Of an event of another schema version
+/// that has no columns here (its campaign is empty) all but these is as it was sent.
 pub(crate) fn fields(batch: &RecordBatch, row: usize) -> Map<String, Value> {
-    let mut fields = Map::new();
+    let (mut fields, mut others) = (Map::new(), Map::new());
+    let is_as_sent = is_as_sent(batch, row);
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let name = field.name().as_str();
         match (name, value(column, row)) {
+            (columns::EVENT_TYPE | columns::PRICE_BASIS | columns::PRICE_MICROS, _)
+                if is_as_sent => {}
+            ("campaign_id" | "ad_id", _) if is_as_sent => {}
             (_, None) | (columns::ID_HASH | columns::PAYLOAD_HASH, _) => {}
             (columns::EVENT_TYPE, Some(code)) => {
                 let kind = code.as_u64().and_then(|c| EventType::from_code(c as u8));
@@ -117,14 +154,32 @@ pub(crate) fn fields(batch: &RecordBatch, row: usize) -> Map<String, Value> {
             // What these hold is a JSON object of further fields.
             (columns::CONSENT | columns::EXTRA, Some(Value::String(text))) => {
                 match serde_json::from_str(&text) {
-                    Ok(Value::Object(more)) => fields.extend(more),
+                    Ok(Value::Object(more)) => others.extend(more),
                     _ => drop(fields.insert(camel(name), Value::String(text))),
                 }
             }
             (_, Some(value)) => drop(fields.insert(camel(name), value)),
         }
     }
+    for (name, value) in others {
+        add(&mut fields, name, value);
+    }
     fields
+}
+
+/// Whether a row has nothing in the columns of this version's fields.
+fn is_as_sent(batch: &RecordBatch, row: usize) -> bool {
+    let campaign = batch.column_by_name("campaign_id").and_then(|column| value(column, row));
+    campaign.is_some_and(|campaign| campaign == "")
+}
+
+/// Adds a field of the sender's own. One that is called like what is there, or like what a
+/// collector derives, is `sent.invalidReason`.
+fn add(fields: &mut Map<String, Value>, mut name: String, value: Value) {
+    while fields.contains_key(&name) || DERIVED.contains(&name.as_str()) {
+        name.insert_str(0, "sent.");
+    }
+    fields.insert(name, value);
 }
 
 /// A value as JSON; `None` for null and for keyed hashes.

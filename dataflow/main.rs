@@ -2,10 +2,12 @@
 //! 0 done, 1 a check failed, 2 wrong use, 70 internal error.
 
 use clap::Parser;
-use std::{io::IsTerminal, process::ExitCode};
+use libmimalloc_sys::{mi_option_set_default, mi_option_t};
+use std::{ffi::c_long, io::IsTerminal, process::ExitCode};
 use trueup::{
     cli::{Cli, Command},
     commands::{self, Failure},
+    ipc,
     server::HTTP_THREAD,
 };
 
@@ -14,7 +16,15 @@ use trueup::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long freed memory stays with the process, ms. By itself mimalloc gives it back after one
+/// second, and what an epoch takes again later is faulted in again (BENCHMARKS.md).
+const KEPT_MS: c_long = 10_000;
+/// `mi_option_purge_delay`, which the bindings do not name.
+const PURGE_DELAY: mi_option_t = 15;
+
 fn main() -> ExitCode {
+    // SAFETY: sets a number that the allocator reads. What `MIMALLOC_PURGE_DELAY` says goes first.
+    unsafe { mi_option_set_default(PURGE_DELAY, KEPT_MS) };
     if let Err(missing) = processor() {
         eprintln!("error: {missing}");
         return ExitCode::from(2);
@@ -55,10 +65,14 @@ fn main() -> ExitCode {
 
 /// A worker, the epochs' thread or the log's writer that panicked would leave the others waiting
 /// for it: the process ends instead, and the next start goes on from the log. A thread that answers
-/// requests takes only its request with it.
+/// requests takes only its request with it, and a stream that Arrow cannot read only its message,
+/// which would otherwise end every start as well.
 fn end_with_the_first_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        if ipc::is_reading() {
+            return;
+        }
         report(panic);
         if std::thread::current().name() != Some(HTTP_THREAD) {
             std::process::exit(70);

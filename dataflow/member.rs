@@ -27,10 +27,11 @@
 //!   the log ([`crate::epochs`]).
 //! * A fault of this process is told to the others before it ends.
 
+mod floor;
+
 use crate::{
     checkpoint::{
         LoadError,
-        keeper::{CheckpointError, newest_generation},
         manifest::ManifestName,
         parts::{Ended, SealedPart},
         start::{self, Begin},
@@ -42,7 +43,6 @@ use crate::{
     flow::Job,
     host::CHECKPOINT_PATIENCE,
     neighbour,
-    remap::Cursor,
     run::{Current, Home, Run},
     seat::{LEADER, Seat},
     served::Served,
@@ -153,8 +153,8 @@ impl Member {
         let (log, symbols) = (Arc::clone(&home.log), Arc::clone(&home.symbols));
         let tables: Arc<dyn Tables> = home.views(&Seat::alone(home.engine.workers));
         let engine = Arc::new(Engine::at_rest(log, Arc::clone(&symbols), home.engine)?);
-        let served = Served::new(Arc::clone(&tables), symbols);
-        let current = Current::new(Run { engine, tables, loaded: None, passed_over: 0 });
+        let served = Served::new(Arc::clone(&tables), symbols, None);
+        let current = Current::new(Run::at_rest(engine, tables));
         let state = State {
             generation: None,
             generations: 0,
@@ -183,13 +183,19 @@ impl Member {
     }
 
     /// The views through all generations.
-    pub(crate) fn tables(&self) -> Arc<dyn Tables> {
-        Arc::clone(&self.served) as Arc<dyn Tables>
+    pub(crate) fn served(&self) -> &Arc<Served> {
+        &self.served
     }
 
     /// The run of the generation that runs or ran last.
-    pub(crate) fn current(&self) -> Arc<Current> {
-        Arc::clone(&self.current)
+    pub(crate) fn current(&self) -> &Arc<Current> {
+        &self.current
+    }
+
+    /// Ends the generation: the next one begins with what a replay offers.
+    pub(crate) fn take_up(&self) -> bool {
+        let generation = self.told.0.lock().generation.clone();
+        generation.map(|generation| generation.leave()).is_some()
     }
 
     /// Why this process cannot go on, if it cannot.
@@ -289,17 +295,7 @@ fn not_begun(generation: &Generation, error: &StartError) -> End {
     if generation.failure().is_some() {
         return over(generation);
     }
-    let may_pass = match error {
-        StartError::Log(error) => {
-            matches!(error, LogError::Unavailable { .. } | LogError::Busy { .. })
-        }
-        StartError::Load(error) => matches!(error, LoadError::Store(_)),
-        StartError::Checkpoint(error) => {
-            matches!(error, CheckpointError::Store(_) | CheckpointError::Fenced { .. })
-        }
-        StartError::Settings(_) | StartError::Thread(_) => false,
-    };
-    if !may_pass {
+    if !error.may_pass() {
         return End::Fault(error.to_string());
     }
     tracing::warn!(%error, "the generation cannot begin; all meet again");
@@ -312,12 +308,18 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
     fn live(self) {
         while !self.told.is_stopping() {
             let floor = match self.floor() {
-                Ok(floor) => floor,
-                Err(reason) => {
-                    tracing::warn!(reason, "no meeting yet; it is tried again");
+                Ok(Some(floor)) => floor,
+                Ok(None) => return,
+                // What was read may have been deleted meanwhile.
+                Err(error)
+                    if error.may_pass()
+                        || matches!(error, StartError::Log(LogError::OutOfRange { .. })) =>
+                {
+                    tracing::warn!(%error, "no meeting yet; it is tried again");
                     std::thread::sleep(AGAIN);
                     continue;
                 }
+                Err(error) => return self.told.fault(error.to_string()),
             };
             let generation = match self.cluster.meet(floor) {
                 Ok(generation) => Arc::new(generation),
@@ -339,15 +341,15 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
         }
     }
 
-    /// What the number of the next generation must be greater than.
-    fn floor(&self) -> Result<u64, String> {
-        let log = &*self.home.log;
-        let stored = match &self.home.store {
-            Some((store, _)) => newest_generation(&**store).map_err(|e| e.to_string())?,
-            None => 0,
-        };
-        let tip = Cursor::origin(log).tip(log).map_err(|e| e.to_string())?;
-        Ok(stored.max(tip.row.writer.generation))
+    /// What the number of the next generation must be greater than: only who leads needs to know.
+    /// `None`: this process is to stop.
+    fn floor(&self) -> Result<Option<u64>, StartError> {
+        if self.cluster.process() != LEADER {
+            return Ok(Some(0));
+        }
+        let store = self.home.store.as_ref().map(|(store, _)| &**store);
+        let (log, installation) = (&*self.home.log, &self.home.installation);
+        floor::floor(log, store, installation, || self.told.is_stopping())
     }
 
     /// One generation, from its first word to its end.
@@ -385,12 +387,13 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
                 return not_begun(generation, &error);
             }
         };
-        let (engine, tables) = (Arc::clone(&run.engine), Arc::clone(&run.tables));
+        let engine = Arc::clone(&run.engine);
         if let Err(reason) = generation.serve(neighbour::answers(&engine, CHECKPOINT_PATIENCE)) {
             return End::Fault(reason);
         }
         self.current.set(run);
-        self.watch(generation, &engine, &tables);
+        let is_over = || generation.failure().is_some() || engine.fault().is_some();
+        self.current.get().show(&self.served, is_over);
         let fault = engine.fault().filter(|_| generation.failure().is_none());
         let end = fault.map_or_else(|| over(generation), End::Fault);
         if let End::Fault(reason) = &end {
@@ -399,26 +402,6 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
         engine.abandon("its generation is over".to_owned());
         engine.stop();
         end
-    }
-
-    /// Shows what the generation shows, until it is over or this process has a fault.
-    fn watch(&self, generation: &Generation, engine: &Engine, tables: &Arc<dyn Tables>) {
-        let mut newer = tables.watch();
-        let mut is_shown = false;
-        // For the timer and the wake-up of one wait.
-        let waits = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        while generation.failure().is_none() && engine.fault().is_none() {
-            is_shown = is_shown || self.served.replace(tables);
-            self.served.look();
-            match &waits {
-                Ok(waits) => {
-                    // Woken or not, it looks again.
-                    let woken = async { tokio::time::timeout(GLANCE, newer.changed()).await };
-                    drop(waits.block_on(woken));
-                }
-                Err(_) => std::thread::sleep(GLANCE),
-            }
-        }
     }
 
     /// Loads the newest checkpoint that no process has found broken, and says which it is.
@@ -476,13 +459,20 @@ impl<J: Job<N>, const N: usize> Living<J, N> {
                 Ok(begin) => return Ok(Some(Loaded { begin, views, settings })),
                 Err(error) => error,
             };
-            let StartError::Load(LoadError::Chosen { .. }) = error else { return Err(error) };
+            let StartError::Load(LoadError::Chosen { .. } | LoadError::Behind { .. }) = error
+            else {
+                return Err(error);
+            };
             tries_left -= 1;
             if generation.failure().is_some() {
                 return Ok(None);
             }
             // What this process knows of the log's end may be older than what the leader knows.
             tracing::warn!(%error, tries_left, "what all begin with cannot be loaded here");
+            // Only what is wrong is broken: what may pass ends the generation, and no more.
+            if tries_left == 0 && error.may_pass() {
+                return Err(error);
+            }
             if let (0, Some(name)) = (tries_left, chosen) {
                 words::say(generation, [LEADER], &Said::Broken(name, error.to_string()));
                 generation.wait(CHECKPOINT_PATIENCE);

@@ -5,11 +5,13 @@
 mod changelog;
 mod checkpoints;
 mod cluster;
+mod search;
 
 use crate::{
     ads::AD_DIMENSIONS_MAX,
     changelog::Publisher,
     config::Config,
+    epochs::Lag,
     host::{Host, PATIENCE},
     life::Lives,
     retention::Shortening,
@@ -31,8 +33,8 @@ use trueup_operators::{
     access::Access,
     change::Counts,
     event::{Fate, Position},
-    hash::{Domain, IdHash},
-    ledger::{Entry, Standing},
+    hash::Domain,
+    ledger::Standing,
     log::{Log, LogError, Topic},
     problem::Problem,
     symbols::OTHER_TEXT,
@@ -53,9 +55,6 @@ const WEIGHED_EVERY: u64 = 20;
 const OFFSETS_EVERY: u64 = 20;
 /// Every which look deletes what the log need not hold any more.
 const SHORTENED_EVERY: u64 = 200;
-/// Quarantined events that a search for one id looks at, newest first: the ledger, which has an
-/// index, does not know them.
-const QUARANTINED_SEARCHED_MAX: usize = 1_000;
 
 /// A running server without its sockets.
 pub struct Node {
@@ -104,9 +103,13 @@ impl NodeError {
     /// Whether other settings would help.
     pub fn is_wrong_use(&self) -> bool {
         use crate::{
-            checkpoint::LoadError, cluster::ClusterError, engine::StartError, host::HostError,
+            checkpoint::{LoadError, store::StoreError},
+            cluster::ClusterError,
+            engine::StartError,
+            host::HostError,
         };
         match self {
+            NodeError::Host(HostError::Store(StoreError::Unreachable { .. })) => false,
             NodeError::Host(HostError::Log(error) | HostError::Start(StartError::Log(error))) => {
                 matches!(error, LogError::Invalid { .. })
             }
@@ -174,8 +177,7 @@ impl Node {
 
     /// Watches freshness and faults until the node drains; returns the fault, if there is one.
     pub fn watch(&self) -> Option<String> {
-        let retention_us = self.config.log.retention.us();
-        let mut shortening = Shortening::new(self.config.lateness(), retention_us);
+        let mut shortening = Shortening::new(self.config.lateness(), self.config.keep());
         for look in 0_u64.. {
             if self.draining.load(Ordering::Acquire) {
                 break;
@@ -205,7 +207,7 @@ impl Node {
     fn look(&self) {
         let lag = self.host.engine().lag();
         let mut recovery = self.recovery.lock();
-        if lag.caught_up && recovery.is_none() {
+        if has_caught_up(&lag) && recovery.is_none() {
             *recovery = Some(self.started.elapsed());
             tracing::info!(
                 epoch = lag.visible,
@@ -226,10 +228,15 @@ impl Node {
     pub fn drain(&self) -> Result<(), String> {
         self.draining.store(true, Ordering::Release);
         let drained = self.show_all();
+        let between = self.host.is_between();
         self.host.leave();
         match drained {
-            // Another process has left before: the next generation shows the rest.
-            Err(_) if self.host.membership().is_some() && self.host.fault().is_none() => Ok(()),
+            // Another process has left before, or a replay is being taken up: the next run shows
+            // the rest.
+            Err(_) if between && self.host.fault().is_none() => {
+                self.stop_changelog();
+                Ok(())
+            }
             drained => drained,
         }
     }
@@ -240,7 +247,12 @@ impl Node {
             return Ok(());
         }
         // Of this generation: the others may have left, and nobody waits for the next one.
-        self.host.engine().settle(PATIENCE)?;
+        let engine = self.host.engine();
+        // What others left in the log for days is not waited for: the next start goes on there.
+        match engine.has_more() {
+            true => engine.catch_up(PATIENCE)?,
+            false => engine.settle(PATIENCE)?,
+        };
         if let Err(error) = self.host.checkpoint() {
             tracing::warn!(%error, "the last checkpoint was not taken; the next start reads on");
         }
@@ -251,6 +263,7 @@ impl Node {
 
     /// Whether the state that grows with what is sent may grow.
     fn has_room(&self) -> Result<(), Problem> {
+        self.host.log().has_room()?;
         let (symbols_bytes, symbols_bytes_max) =
             (self.host.symbols().bytes() as u64, self.config.flow.symbols_bytes_max.0);
         let workers = self.host.engine().memory();
@@ -377,24 +390,6 @@ impl Node {
             memory[part] = bytes;
         }
         memory
-    }
-
-    /// Where an event is and what became of it, from the ledger or from the quarantine.
-    fn find(&self, id: IdHash) -> Result<Option<(Position, Option<Entry>, Fate)>, Problem> {
-        let entry = self.host.engine().lookup(id).map_err(|e| not_now(&e))?;
-        if let Some(entry) = entry {
-            let fate = if entry.too_late { Fate::TooLate } else { Fate::Counted };
-            return Ok(Some((entry.position, Some(entry), fate)));
-        }
-        let fates = [Fate::Quarantined];
-        let newest = self.host.tables().incidents(&fates, None, None, QUARANTINED_SEARCHED_MAX);
-        for (_, incident) in newest.map(|page| page.incidents).unwrap_or_default() {
-            let recorded = self.lives.at(incident.position).map_err(|e| not_now(&e))?;
-            if recorded.id_hash == Some(id) {
-                return Ok(Some((incident.position, None, incident.fate)));
-            }
-        }
-        Ok(None)
     }
 
     /// The view rows that an event stands in: those of its dimensions, or of `(other)` where its
@@ -563,32 +558,47 @@ impl Runtime for Node {
             "recovery": self.recovery(),
             "checkpoint": self.checkpoint(),
             "changelog": self.changelog(),
+            "replay": { "shown": self.host.replayed(), "refused": self.host.refused() },
             "recoverySeconds": self.recovery.lock().map(|r| r.as_secs_f64()),
             "log": self.host.log().status(),
         })
     }
 
     fn ready(&self) -> Result<(), Problem> {
-        let lag = self.host.engine().lag();
-        let wait = |code, detail: String| {
-            let hint = "ask again; `/v1/status` says how far it is";
-            Err(Problem::new(503, code, "the server is not ready", detail, hint).retry_after(1))
-        };
         if let Some(fault) = self.host.fault() {
-            return wait("fault", fault);
+            return Err(wait("fault", fault));
         }
         if self.draining.load(Ordering::Acquire) {
-            return wait("draining", "the server is stopping".into());
+            return Err(wait("draining", "the server is stopping".into()));
         }
+        self.shows()
+    }
+
+    fn shows(&self) -> Result<(), Problem> {
         // What was shown before a generation ended is shown until the next one is as far.
-        let shows = self.host.membership().is_some() && self.recovery.lock().is_some();
-        match shows || lag.caught_up && lag.visible > 0 {
+        if self.recovery.lock().is_some() {
+            return Ok(());
+        }
+        let lag = self.host.engine().lag();
+        match has_caught_up(&lag) {
             true => Ok(()),
             false => {
                 let detail = format!("epoch {} of {} is visible", lag.visible, lag.closed);
-                wait("catching_up", detail)
+                Err(wait("catching_up", detail))
             }
         }
+    }
+
+    fn take_up_replay(&self) -> Result<(), Problem> {
+        self.host.take_up().map_err(|error| {
+            Problem::new(
+                409,
+                "replay_not_possible",
+                "no replay can be taken up",
+                error.to_string(),
+                "see `checkpoint` and `cluster` in `/v1/status`",
+            )
+        })
     }
 
     fn metrics_text(&self) -> String {
@@ -665,6 +675,17 @@ fn gauges(node: &Node) {
     metrics::counter!("trueup_arithmetic_errors_total").absolute(counts.arithmetic_errors);
     metrics::counter!("trueup_folded_sums_total").absolute(counts.folded);
     metrics::counter!("trueup_log_syncs_total").absolute(node.host.log().counts().syncs);
+}
+
+/// Whether what the log held at the start is visible; of an empty log, its first epoch.
+fn has_caught_up(lag: &Lag) -> bool {
+    lag.caught_up && lag.visible > 0
+}
+
+/// What is asked for is there later.
+fn wait(code: &'static str, detail: String) -> Problem {
+    let hint = "ask again; `/v1/status` says how far it is";
+    Problem::new(503, code, "the server is not ready", detail, hint).retry_after(1)
 }
 
 fn not_now(reason: &str) -> Problem {

@@ -6,10 +6,19 @@
 //! only who appends events, verdicts and metadata goes by the spool.
 
 use serde_json::{Map, Value, json};
-use std::{path::Path, sync::Arc};
-use trueup_log::{Counts, Identity, Journal, Opened, Retention, system_clock};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use trueup_log::{
+    Counts, FramesHeld, Identity, Journal, Opened, Retention, system_clock, system_watch,
+};
 use trueup_operators::{
     log::{Log, LogError, Topic},
+    problem::Problem,
     remap::RemapRow,
 };
 
@@ -29,6 +38,7 @@ enum Kind {
     Embedded {
         journal: Arc<Journal>,
         opened: Opened,
+        deleted: Deleted,
     },
     #[cfg(feature = "kafka")]
     Kafka {
@@ -38,6 +48,14 @@ enum Kind {
     },
 }
 
+/// Segments that retention deleted since the start.
+#[derive(Debug, Default)]
+struct Deleted {
+    segments: AtomicU64,
+    /// Those of them in which listed events were.
+    listed: AtomicU64,
+}
+
 /// What a Kafka log is opened with.
 #[cfg(feature = "kafka")]
 pub struct KafkaSource {
@@ -45,17 +63,17 @@ pub struct KafkaSource {
     pub settings: KafkaSettings,
     /// How the spool is kept.
     pub spool: SpoolSettings,
-    /// How far ahead of its log time an event may claim to have happened, when events are JSON.
-    pub future_skew_us_max: i64,
 }
 
 impl OpenLog {
-    /// The embedded log of a data directory, made if it is not there.
+    /// The embedded log of a data directory, made if it is not there. Its times are those of the
+    /// system's clock as far as they can be believed; while they cannot, appends are refused.
     ///
     /// # Errors
     /// When the directory cannot be opened, another process has it, or the log is damaged.
     pub fn embedded(dir: &Path, settings: trueup_log::Settings) -> Result<OpenLog, LogError> {
-        Journal::open(dir, settings, system_clock()).map(OpenLog::of_journal)
+        Journal::open_watched(dir, settings, system_clock(), system_watch())
+            .map(OpenLog::of_journal)
     }
 
     /// The embedded log of a data directory, to be read only, beside a running server or not.
@@ -74,7 +92,7 @@ impl OpenLog {
             answering: Arc::clone(&log),
             log,
             identity: *journal.identity(),
-            kind: Kind::Embedded { journal, opened },
+            kind: Kind::Embedded { journal, opened, deleted: Deleted::default() },
         }
     }
 
@@ -155,24 +173,56 @@ impl OpenLog {
         }
     }
 
-    /// Deletes whole segments that are older than this, µs of log time, and of which nothing is
-    /// needed: `covered` gives the offset of a partition below which that is so. How many. Of
-    /// Kafka's topics, none: its brokers have a retention of their own.
+    /// Deletes whole segments that the policy lets go and of which nothing is needed: `covered`
+    /// gives the offset of a partition below which that is so. How many. Of Kafka's topics, none:
+    /// its brokers have a retention of their own. `listed` says that events may be in them that
+    /// are still listed.
     ///
     /// # Errors
     /// When a file cannot be deleted.
     pub(crate) fn retain(
         &self,
-        age_us_max: i64,
+        policy: Retention,
+        listed: bool,
         covered: impl Fn(Topic, u16) -> u64,
     ) -> Result<u64, LogError> {
         match &self.kind {
-            Kind::Embedded { journal, .. } => {
-                let policy = Retention { age_us_max: Some(age_us_max), bytes_max: None };
-                journal.retain(policy, covered).map(|retained| retained.segments_deleted)
+            Kind::Embedded { journal, deleted, .. } => {
+                let segments = journal.retain(policy, covered)?.segments_deleted;
+                deleted.segments.fetch_add(segments, Ordering::Relaxed);
+                deleted.listed.fetch_add(if listed { segments } else { 0 }, Ordering::Relaxed);
+                Ok(segments)
             }
             #[cfg(feature = "kafka")]
             Kind::Kafka { .. } => Ok(0),
+        }
+    }
+
+    /// Whether it can hold many more frames; a sender is told so before it cannot.
+    ///
+    /// # Errors
+    /// 503, `log_full`.
+    pub(crate) fn has_room(&self) -> Result<(), Problem> {
+        match &self.kind {
+            Kind::Embedded { journal, .. } if journal.is_nearly_full() => {
+                let FramesHeld { remap, others } = journal.frames_held();
+                let frames_max = journal.frames_max();
+                Err(Problem::new(
+                    503,
+                    "log_full",
+                    "the log holds too many frames",
+                    format!(
+                        "it holds {others} frames of events and the like and {remap} of the remap \
+                         topic; of either it takes up to seven eighths of {frames_max}"
+                    ),
+                    "send again when older segments are gone, and more events in a batch; an \
+                     operator shortens `log.retention` or limits `log.retention_bytes_max`",
+                )
+                .retry_after(60))
+            }
+            Kind::Embedded { .. } => Ok(()),
+            #[cfg(feature = "kafka")]
+            Kind::Kafka { .. } => Ok(()),
         }
     }
 
@@ -230,18 +280,23 @@ impl OpenLog {
     /// What `/v1/status` says of it.
     pub fn status(&self) -> Value {
         match &self.kind {
-            Kind::Embedded { journal, opened } => embedded_status(journal, opened),
+            Kind::Embedded { journal, opened, deleted } => {
+                embedded_status(journal, opened, deleted)
+            }
             #[cfg(feature = "kafka")]
             Kind::Kafka { log, spool } => kafka_status(log, spool.as_deref()),
         }
     }
 }
 
-fn embedded_status(journal: &Journal, opened: &Opened) -> Value {
-    let log = journal.counts();
+fn embedded_status(journal: &Journal, opened: &Opened, deleted: &Deleted) -> Value {
+    let (log, held) = (journal.counts(), journal.frames_held());
     json!({
         "kind": "embedded",
         "bytesHeld": journal.bytes_held(),
+        "framesHeld": held.others,
+        "framesHeldOfRemap": held.remap,
+        "framesHeldMax": journal.frames_max(),
         "framesAppended": log.frames,
         "bytesAppended": log.bytes,
         "syncs": log.syncs,
@@ -249,8 +304,12 @@ fn embedded_status(journal: &Journal, opened: &Opened) -> Value {
         "syncMaxMs": log.sync_us_max as f64 / 1e3,
         "groupsFailed": log.groups_failed,
         "segmentsAtStart": opened.segments,
+        "segmentsDeleted": deleted.segments.load(Ordering::Relaxed),
+        "segmentsDeletedListed": deleted.listed.load(Ordering::Relaxed),
         "tornBytesCut": opened.torn.as_ref().map(|torn| torn.bytes),
-        "clockBehindMs": opened.clock_behind_us / 1_000,
+        "clockBehindMs": journal.clock_behind_us() / 1_000,
+        "clockBehindAtStartMs": opened.clock_behind_us / 1_000,
+        "clockDoubt": journal.clock_doubt(),
     })
 }
 
@@ -267,6 +326,7 @@ fn kafka_status(log: &KafkaLog, spool: Option<&Spool>) -> Value {
             "waitingBytes": spool.waiting_bytes,
             "waitingSince": time(spool.waiting_since),
             "drainedFrames": spool.drained_frames,
+            "undeliverableFrames": spool.undeliverable_frames,
             "trouble": spool.trouble,
         })
     });
@@ -280,11 +340,58 @@ fn kafka_status(log: &KafkaLog, spool: Option<&Spool>) -> Value {
 
 #[cfg(feature = "kafka")]
 fn connect(dir: &Path, source: KafkaSource) -> Result<(Arc<KafkaLog>, Identity), LogError> {
-    let KafkaSource { settings, future_skew_us_max, .. } = source;
+    let KafkaSource { settings, .. } = source;
     let partitions = settings.create.as_ref().map_or(1, |create| create.partitions);
     let identity = Identity::of_directory(dir, partitions)?;
-    let json = crate::json_events::AdEvents::new(identity.hash_key, future_skew_us_max);
+    let json = crate::json_events::AdEvents::new(identity.hash_key);
     let json = Some(Arc::new(json) as Arc<dyn trueup_kafka::JsonEvents>);
     let log = KafkaLog::open(settings, trueup_kafka::system_clock(), json)?;
     Ok((Arc::new(log), identity))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::atomic::AtomicI64;
+    use trueup_operators::{
+        log::{Append, append_and_wait},
+        time::LogTime,
+    };
+
+    #[test]
+    fn senders_are_told_before_the_log_is_full_of_frames() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = trueup_log::Settings { frames_max: 8, ..trueup_log::Settings::default() };
+        let log = OpenLog::of_journal(Journal::open(dir.path(), settings, system_clock()).unwrap());
+        let (topic, payload) = (Topic::Events, vec![1].into());
+        let frame = Append { topic, partition: 0, schema_version: 1, records: 1, payload };
+        for _ in 0..7 {
+            log.has_room().unwrap();
+            append_and_wait(&**log.log(), vec![frame.clone()]).unwrap();
+        }
+        let told = log.has_room().unwrap_err();
+        assert_eq!((told.status, told.code), (503, "log_full"));
+        assert!(told.detail.contains("7 frames of events"), "{}", told.detail);
+        assert_eq!(log.status()["framesHeld"], 7);
+        append_and_wait(&**log.log(), vec![frame]).unwrap();
+    }
+
+    #[test]
+    fn status_tells_how_far_the_clock_is_behind_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let now_us = Arc::new(AtomicI64::new(90_000_000));
+        let told = Arc::clone(&now_us);
+        let clock = Arc::new(move || LogTime(told.load(Ordering::SeqCst)));
+        let opened = Journal::open(dir.path(), trueup_log::Settings::default(), clock).unwrap();
+        let log = OpenLog::of_journal(opened);
+        // A promise that was told stands, so the log is at the clock's time.
+        assert_eq!(log.log().ends(Topic::Events)[0].complete_to, LogTime(90_000_000));
+        assert_eq!(log.status()["clockBehindMs"], 0);
+        now_us.store(30_000_000, Ordering::SeqCst);
+        assert_eq!(log.status()["clockBehindMs"], 60_000);
+        assert_eq!(log.status()["clockBehindAtStartMs"], 0);
+        now_us.store(90_000_000, Ordering::SeqCst);
+        assert_eq!(log.status()["clockBehindMs"], 0);
+    }
 }

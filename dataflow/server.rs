@@ -4,11 +4,14 @@
 //! wait for that. A fault ends the process with 70 at once; the log has everything.
 
 use crate::{
-    config::Config,
+    cluster::ClusterError,
+    config::{Config, LogKind},
     connections,
+    host::HostError,
     node::{Node, NodeError},
+    waiting,
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -52,15 +55,21 @@ pub struct Running {
     pub node: Arc<Node>,
 }
 
-/// Runs a server until it is told to stop, or `until` resolves. `ready` is called once it listens.
+/// What is to be done when a server is told to stop, while it still answers.
+pub type Farewell = Box<dyn FnOnce() + Send>;
+
+/// Runs a server until it is told to stop, or `until` resolves. `ready` is called once it listens;
+/// what that returns is called on a thread that may block.
 ///
 /// # Errors
 /// When it cannot start, or a fault ends it.
 pub fn serve(
     config: Config,
     until: impl Future<Output = ()> + Send + 'static,
-    ready: impl FnOnce(Running),
+    ready: impl FnOnce(Running) -> Farewell,
 ) -> Result<(), ServeError> {
+    // What the configuration names is looked at before anything is taken of the machine.
+    check_place(&config).map_err(|error| NodeError::from(HostError::from(error)))?;
     let address = config.server.listen;
     let access = Arc::new(Access::new(config.auth.tokens.clone()));
     if access.is_open() {
@@ -79,12 +88,28 @@ pub fn serve(
     let listener = std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| ServeError::Listen { address, error })?;
-    let node = Node::open(config, Arc::clone(&access))?;
+    let opened = match config.log.kind {
+        LogKind::Embedded => Some(Node::open(config.clone(), Arc::clone(&access))?),
+        // Its brokers may be away: the signals and the listener have to be heard meanwhile.
+        LogKind::Kafka => None,
+    };
+    let mut until = Box::pin(until);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name(HTTP_THREAD)
         .enable_all()
         .build()?;
     let result = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let node = match opened {
+            Some(node) => node,
+            None => {
+                let told = std::pin::pin!(signals.next_or(until.as_mut()));
+                match waiting::open(&config, &access, &listener, connections, told).await? {
+                    Some(node) => node,
+                    None => return Ok(()),
+                }
+            }
+        };
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let tables = Arc::clone(node.host.tables());
@@ -101,10 +126,11 @@ pub fn serve(
             // Nobody waits any more once the server drains.
             let _drained = faulty.send(watched.watch());
         })?;
-        ready(Running { address, node: Arc::clone(&node) });
-        let ended = listen(listener, app, &queries, connections, until, fault).await;
+        let farewell = ready(Running { address, node: Arc::clone(&node) });
+        let told = Told { signals: &mut signals, until: until.as_mut(), fault, farewell };
+        let ended = listen(listener, app, &queries, connections, told).await;
         let drained = match ended {
-            Ok(mut signals) => {
+            Ok(()) => {
                 let node = Arc::clone(&node);
                 let drained = tokio::task::spawn_blocking(move || node.drain());
                 tokio::select! {
@@ -128,16 +154,29 @@ pub fn serve(
     result
 }
 
+/// Whether this process can prove that it is one of its cluster's, and knows which.
+fn check_place(config: &Config) -> Result<(), ClusterError> {
+    config.own_place().map_err(|error| ClusterError::Settings(error.0))?;
+    config.secret().map(|_| ())
+}
+
+/// What ends a server, and what it does first.
+struct Told<'s> {
+    signals: &'s mut Signals,
+    until: Pin<&'s mut (dyn Future<Output = ()> + Send)>,
+    fault: oneshot::Receiver<Option<String>>,
+    farewell: Farewell,
+}
+
 /// Serves until a signal, the end of `until`, or a fault.
 async fn listen(
     listener: TcpListener,
     app: axum::Router,
     queries: &Queries,
     limits: connections::Limits,
-    until: impl Future<Output = ()> + Send + 'static,
-    fault: oneshot::Receiver<Option<String>>,
-) -> Result<Signals, ServeError> {
-    let mut signals = Signals::new()?;
+    told: Told<'_>,
+) -> Result<(), ServeError> {
+    let Told { signals, until, fault, farewell } = told;
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async {
         // An error means that the sender is gone: stop as well.
@@ -145,12 +184,15 @@ async fn listen(
     };
     let mut server = tokio::spawn(connections::serve(listener, app, limits, stopped));
     let fault = tokio::select! {
-        () = signals.next() => None,
-        () = until => None,
+        () = signals.next_or(until) => None,
         fault = fault => fault.ok().flatten(),
     };
     if let Some(fault) = fault {
         return Err(ServeError::Fault(fault));
+    }
+    tokio::select! {
+        said = tokio::task::spawn_blocking(farewell) => said.map_err(std::io::Error::other)?,
+        () = signals.next() => tracing::warn!("told to stop again: nothing more is waited for"),
     }
     tracing::info!("draining");
     // The server ends with its last request. Subscriptions are told to, the rest has its grace.
@@ -159,7 +201,7 @@ async fn listen(
     if tokio::time::timeout(GRACE, &mut server).await.is_err() {
         server.abort();
     }
-    Ok(signals)
+    Ok(())
 }
 
 /// SIGTERM and SIGINT.
@@ -172,6 +214,14 @@ impl Signals {
     fn new() -> std::io::Result<Signals> {
         let term = signal(SignalKind::terminate())?;
         Ok(Signals { term, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// One of them, or the end of `until`.
+    async fn next_or(&mut self, until: Pin<&mut (dyn Future<Output = ()> + Send)>) {
+        tokio::select! {
+            () = self.next() => {}
+            () = until => {}
+        }
     }
 
     async fn next(&mut self) {

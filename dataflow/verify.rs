@@ -38,6 +38,7 @@ pub use compare::{
 
 pub use served::{Served, ServedEvents, served, served_events};
 
+use crate::remap;
 use rows::Rows;
 use standing::Book;
 use std::collections::{BTreeMap, VecDeque};
@@ -101,7 +102,8 @@ pub struct Recomputed {
     pub dimensions: BTreeMap<String, Vec<String>>,
     /// Too late events, in the order of epochs, partitions, offsets and rows.
     pub late_events: Vec<SetAside>,
-    /// Conflicts and events of an unknown schema version, in the same order.
+    /// Conflicts, events of an unknown schema version, and messages that are none of ours, in the
+    /// order of epochs.
     pub quarantine: Vec<SetAside>,
     /// How many of each.
     pub counts: Counts,
@@ -234,14 +236,12 @@ impl<'a> Recomputation<'a> {
         log: &'a dyn Log,
         settings: &VerifySettings,
     ) -> Result<Recomputation<'a>, VerifyError> {
-        for topic in [Topic::Events, Topic::Verdicts, Topic::Remap] {
-            for partition in 0..log.partitions(topic) {
-                let first = log.first(topic, partition);
-                if first > 0 {
-                    return Err(VerifyError::Deleted { topic, partition, first });
-                }
-            }
+        // Of a log that others share the first row says where epochs begin.
+        if !log.is_shared() {
+            check_beginning(log, Topic::Events, |_| 0)?;
+            check_beginning(log, Topic::Verdicts, |_| 0)?;
         }
+        check_beginning(log, Topic::Remap, |_| 0)?;
         let partitions = |topic| log.partitions(topic);
         Ok(Recomputation {
             log,
@@ -277,8 +277,22 @@ impl<'a> Recomputation<'a> {
             }
         };
         self.check_successor(&next)?;
+        if self.done.epoch == 0 && self.log.is_shared() {
+            let begins = |of: &[Upto], p: u16| match next.begins {
+                true => of.get(usize::from(p)).map_or(0, |upto| upto.offset),
+                false => 0,
+            };
+            check_beginning(self.log, Topic::Events, |p| begins(&next.events, p))?;
+            check_beginning(self.log, Topic::Verdicts, |p| begins(&next.verdicts, p))?;
+        }
         let times = next.times(&self.done);
         self.book.open(times);
+        if next.begins {
+            self.book.judge();
+            self.rows.epoch(&self.book.take_changes());
+            self.done = next;
+            return Ok(Some(self.done.epoch));
+        }
         for partition in 0..next.events.len() {
             let range = self.between(&self.done.events, &next.events, partition);
             self.each_frame(Topic::Events, partition as u16, range, |this, frame| {
@@ -300,9 +314,23 @@ impl<'a> Recomputation<'a> {
             self.each_frame(Topic::Verdicts, partition as u16, range, |this, frame| {
                 match frames::verdicts(frame) {
                     Ok(verdicts) => this.book.verdicts(frame, verdicts),
-                    // The server only says that there was such a message.
-                    Err(_) if this.log.is_shared() => {}
+                    // It is no event, so it is listed and counts as none.
+                    Err(_) if this.log.is_shared() => this.book.listed(Topic::Verdicts, frame),
                     Err(reason) => return Err(reason),
+                }
+                Ok(())
+            })?;
+        }
+        // Of metadata only what is none of ours is looked at, as far as it is there.
+        for partition in 0..if self.log.is_shared() { next.metadata.len() } else { 0 } {
+            let mut range = self.between(&self.done.metadata, &next.metadata, partition);
+            let partition = partition as u16;
+            if range.from < range.to {
+                range.from = range.from.max(self.log.first(Topic::Metadata, partition));
+            }
+            self.each_frame(Topic::Metadata, partition, range, |this, frame| {
+                if frame.foreign.is_some() {
+                    this.book.listed(Topic::Metadata, frame);
                 }
                 Ok(())
             })?;
@@ -333,7 +361,9 @@ impl<'a> Recomputation<'a> {
     fn between(&self, before: &[Upto], after: &[Upto], partition: usize) -> Range {
         let new = Upto { offset: 0, log_time: self.done.frontier() };
         let before = before.get(partition).unwrap_or(&new);
-        Range { from: before.offset, to: after[partition].offset, complete_to: before.log_time }
+        let after = after[partition];
+        let log_times = (before.log_time, after.log_time);
+        Range { from: before.offset, to: after.offset, log_times }
     }
 
     fn check_successor(&self, next: &RemapRow) -> Result<(), VerifyError> {
@@ -360,10 +390,10 @@ impl<'a> Recomputation<'a> {
         &mut self,
         topic: Topic,
         partition: u16,
-        Range { mut from, to, complete_to }: Range,
+        Range { mut from, to, log_times: (least, most) }: Range,
         mut take: impl FnMut(&mut Self, &Frame) -> Result<(), String>,
     ) -> Result<(), VerifyError> {
-        let mut log_time = complete_to;
+        let mut last = least;
         while from < to {
             let mut frames = self
                 .log
@@ -376,9 +406,15 @@ impl<'a> Recomputation<'a> {
                 if offset != from && !(self.log.is_shared() && offset > from) {
                     return Err(wrong(format!("the log gave this frame for offset {from}")));
                 }
-                // Not older than the epoch before was complete to, whatever a broker's clock says.
-                log_time = log_time.max(frame.log_time);
-                frame.log_time = log_time;
+                // Whatever a broker's clock says: neither older than the frame before, or than the
+                // epoch before was complete to, nor younger than this epoch is complete to.
+                if frame.log_time > most {
+                    frame.log_time = most;
+                }
+                if frame.log_time < last {
+                    frame.log_time = last;
+                }
+                last = frame.log_time;
                 take(self, frame).map_err(wrong)?;
                 from = frame.next;
             }
@@ -394,12 +430,27 @@ impl<'a> Recomputation<'a> {
     }
 }
 
+/// Checks that a topic has everything from where it is to be read on.
+fn check_beginning(
+    log: &dyn Log,
+    topic: Topic,
+    from: impl Fn(u16) -> u64,
+) -> Result<(), VerifyError> {
+    for partition in 0..log.partitions(topic) {
+        let first = log.first(topic, partition);
+        if first > from(partition) {
+            return Err(VerifyError::Deleted { topic, partition, first });
+        }
+    }
+    Ok(())
+}
+
 /// What an epoch holds of a partition.
 struct Range {
     from: u64,
     to: u64,
-    /// The log time that the epoch before was complete to.
-    complete_to: LogTime,
+    /// The log times that the epoch before was complete to, and that this one is.
+    log_times: (LogTime, LogTime),
 }
 
 /// Reads the remap log, some rows ahead.
@@ -412,7 +463,7 @@ struct RemapReader<'a> {
 impl RemapReader<'_> {
     fn next(&mut self) -> Result<Option<RemapRow>, VerifyError> {
         let topic = Topic::Remap;
-        if self.waiting.is_empty() {
+        while self.waiting.is_empty() {
             let end = self.log.ends(topic).first().map_or(0, |end| end.offset);
             if self.at == end {
                 return Ok(None);
@@ -421,12 +472,12 @@ impl RemapReader<'_> {
                 .log
                 .read(topic, 0, self.at, end, READ_BYTES_MAX)
                 .map_err(|source| VerifyError::Log { topic, source })?;
+            // Behind the last frame there is nothing before the end, if the log gave none.
+            self.at = frames.last().map_or(end, |last| last.next);
             for frame in frames {
-                let row = RemapRow::decode(&frame.payload).map_err(|reason| {
-                    VerifyError::Frame { topic, partition: 0, offset: frame.offset, reason }
-                })?;
-                self.waiting.push_back(row);
-                self.at = frame.next;
+                let row = remap::row(self.log, &frame);
+                let row = row.map_err(|source| VerifyError::Log { topic, source })?;
+                self.waiting.extend(row);
             }
         }
         Ok(self.waiting.pop_front())

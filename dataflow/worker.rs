@@ -6,7 +6,7 @@
 //! all. A worker parks when there is nothing to do; a new plan or a question unparks it.
 
 use crate::{
-    batches::Batches,
+    batches::{AGAIN, Batches, foreign},
     checkpoint::{start::WorkerBegin, taking::Piece},
     engine::{Ask, EngineSettings, Shared},
     epochs::Plan,
@@ -32,18 +32,20 @@ use timely::{
 };
 use trueup_operators::{
     accumulate::{Held, Times, UnderWay},
-    change::Sink,
+    change::{Incident, Sink},
     commit::Committed,
     event::{EventBatch, Target, Verdict},
     feed::{Feed, Judgement},
     hash,
     ledger::Ledger,
-    log::{Frame, Log, Topic},
+    log::{Frame, Log, LogError, Topic},
     time::Epoch,
 };
 
 /// The partition of the verdicts topic.
 const VERDICTS: u16 = 0;
+/// That of the metadata topic.
+const METADATA: u16 = 0;
 /// Bytes of frames taken from the log at a time.
 const READ_BYTES: usize = 8 << 20;
 /// The longest sleep: a bound on what a lost wake-up could cost, and never in the way of one.
@@ -179,10 +181,15 @@ fn build<J: Job<N>, const N: usize>(
     let EngineSettings { lateness, read_back_bytes_max, workers, partitioned_by_id, .. } =
         shared.settings;
     let times = Times::default();
+    let goes_on = {
+        let shared = Arc::clone(shared);
+        move || !shared.epochs.is_over()
+    };
     let batches = Rc::new(RefCell::new(Batches::new(
         Arc::clone(&shared.log),
         Arc::clone(&shared.symbols),
         read_back_bytes_max / workers,
+        goes_on,
     )));
     let fault = {
         let (shared, index) = (Arc::clone(shared), worker.index());
@@ -276,7 +283,7 @@ impl<B: EventBatch> Running<B> {
         };
         for partition in (first..row.events.len()).step_by(every) {
             let is_owned = partition % seat.peers() == index;
-            read_each(&*shared.log, Topic::Events, partition as u16, plan, |frame| {
+            read_each(shared, Topic::Events, partition as u16, plan, |frame| {
                 let feed = self.batches.borrow_mut().feed(&frame)?;
                 if is_owned || matches!(feed, Feed::Batch(_)) {
                     feeds.push(feed);
@@ -332,9 +339,15 @@ impl<B: EventBatch> Running<B> {
         feeds.into_iter().for_each(|feed| self.events.send(feed));
         if index == 0 {
             let (partitions, peers) = (shared.id_partitions, shared.seat.peers());
-            read_each(&*shared.log, Topic::Verdicts, VERDICTS, plan, |frame| {
+            read_each(shared, Topic::Verdicts, VERDICTS, plan, |frame| {
                 let said = judge(&frame, partitions, peers as u32, |j| self.verdicts.send(j));
-                foreign_or(&*shared.log, said)
+                if let Some(incident) = foreign_or(&*shared.log, &frame, said)? {
+                    self.events.send(Feed::Foreign(incident));
+                }
+                Ok(())
+            })?;
+            each_foreign_of_metadata(shared, plan, |incident| {
+                self.events.send(Feed::Foreign(incident));
             })?;
         }
         self.events.advance_to(row.epoch + 1);
@@ -369,24 +382,74 @@ impl<B: EventBatch> Running<B> {
     }
 }
 
+/// Tells of what others wrote to the metadata topic in an epoch. Metadata decides no figure, so of
+/// a log of our own it is not read here, and what a broker no longer holds is not told of.
+fn each_foreign_of_metadata(
+    shared: &Shared,
+    plan: &Plan,
+    mut take: impl FnMut(Incident),
+) -> Result<(), String> {
+    let (topic, partition, log) = (Topic::Metadata, METADATA, &shared.log);
+    let from = plan.before.upto(topic, partition).offset;
+    if !log.is_shared() || from >= plan.row.upto(topic, partition).offset {
+        return Ok(());
+    }
+    read_each_from(shared, (topic, partition), plan, log.first(topic, partition), |frame| {
+        if let Some(reason) = &frame.foreign {
+            take(foreign(&frame, topic, &reason.to_string()));
+        }
+        Ok(())
+    })
+}
+
 /// Reads what an epoch holds of a partition, frame by frame. A frame is never older than the epoch
-/// before it is complete to: a log whose clock is not ours (a broker's) need not know about that,
-/// and this way its times never decrease, for a replay as for the live run.
+/// before it is complete to, nor than the frame before it, and never younger than what its own
+/// epoch is complete to: the clock of a log that is not ours (of whichever broker leads the
+/// partition) need not know about that. This way times ascend, keep what the remap rows promise of
+/// them, and follow from the log and these rows alone, for a replay and a start as for the live
+/// run. A log that does not answer is asked again for as long as the run lasts: who keeps it may be
+/// away.
 fn read_each(
-    log: &dyn Log,
+    shared: &Shared,
     topic: Topic,
     partition: u16,
     plan: &Plan,
+    take: impl FnMut(Frame) -> Result<(), String>,
+) -> Result<(), String> {
+    read_each_from(shared, (topic, partition), plan, 0, take)
+}
+
+/// The same, of what there is from an offset on.
+fn read_each_from(
+    shared: &Shared,
+    (topic, partition): (Topic, u16),
+    plan: &Plan,
+    first: u64,
     mut take: impl FnMut(Frame) -> Result<(), String>,
 ) -> Result<(), String> {
     let (before, row) = (plan.before.upto(topic, partition), plan.row.upto(topic, partition));
-    let (mut from, to) = (before.offset, row.offset);
-    let mut log_time = before.log_time;
+    if plan.row.begins {
+        return Ok(());
+    }
+    let (mut from, to) = (before.offset.max(first), row.offset);
+    let (mut log_time, mut is_told) = (before.log_time, false);
     while from < to {
-        let frames = log.read(topic, partition, from, to, READ_BYTES).map_err(|e| e.to_string())?;
+        let frames = match shared.log.read(topic, partition, from, to, READ_BYTES) {
+            // Of a log of our own it is the disk that fails, which an operator has to see.
+            Err(error @ LogError::Unavailable { .. })
+                if shared.log.is_shared() && !shared.epochs.is_over() =>
+            {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(%error, "the log does not answer; it is asked again");
+                }
+                std::thread::sleep(AGAIN);
+                continue;
+            }
+            frames => frames.map_err(|e| e.to_string())?,
+        };
         from = frames.last().map_or(to, |frame| frame.next);
         for mut frame in frames {
-            log_time = log_time.max(frame.log_time);
+            log_time = log_time.max(frame.log_time.min(row.log_time));
             frame.log_time = log_time;
             take(frame)?;
         }
@@ -396,14 +459,17 @@ fn read_each(
 
 /// Anyone can write to a shared topic, so what is no list of verdicts there is only told of. In a
 /// log of our own it is damage.
-fn foreign_or(log: &dyn Log, said: Result<(), String>) -> Result<(), String> {
-    let Err(reason) = said else { return Ok(()) };
+fn foreign_or(
+    log: &dyn Log,
+    frame: &Frame,
+    said: Result<(), String>,
+) -> Result<Option<Incident>, String> {
+    let Err(reason) = said else { return Ok(None) };
     if !log.is_shared() {
         return Err(reason);
     }
     metrics::counter!("trueup_foreign_verdict_messages_total").increment(1);
-    tracing::warn!(reason, "a message in the verdicts topic is none of ours");
-    Ok(())
+    Ok(Some(foreign(frame, Topic::Verdicts, &reason)))
 }
 
 /// The verdicts of a frame, addressed to the workers that they concern.
@@ -413,11 +479,8 @@ fn judge(
     peers: u32,
     mut send: impl FnMut(Judgement),
 ) -> Result<(), String> {
-    if let Some(reason) = &frame.foreign {
-        return Err(format!("the verdicts at offset {}: {reason}", frame.offset));
-    }
-    let verdicts: Vec<Verdict> = serde_json::from_slice(&frame.payload)
-        .map_err(|e| format!("the verdicts at offset {}: {e}", frame.offset))?;
+    let verdicts = verdicts_of(frame)
+        .map_err(|reason| format!("the verdicts at offset {}: {reason}", frame.offset))?;
     for (i, verdict) in verdicts.iter().enumerate() {
         let owner = u32::from(hash::partition(&verdict.hash, partitions)) % peers;
         let workers = match verdict.target {
@@ -437,6 +500,25 @@ fn judge(
         }
     }
     Ok(())
+}
+
+/// The verdicts of a frame.
+///
+/// # Errors
+/// Why it is none of ours.
+pub(crate) fn verdicts_of(frame: &Frame) -> Result<Vec<Verdict>, String> {
+    if let Some(foreign) = &frame.foreign {
+        return Err(foreign.to_string());
+    }
+    let verdicts: Vec<Verdict> =
+        serde_json::from_slice(&frame.payload).map_err(|e| e.to_string())?;
+    match verdicts.len() == frame.records as usize {
+        true => Ok(verdicts),
+        false => {
+            let (found, said) = (verdicts.len(), frame.records);
+            Err(format!("it holds {found} verdicts, its header says {said}"))
+        }
+    }
 }
 
 /// Memory of a worker, by part.

@@ -11,6 +11,33 @@ use std::{
 /// How often a body is sent again on 429 and 503.
 const TRIES: u32 = 10_000;
 
+/// What a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Media {
+    Json,
+    GzippedJson,
+    Arrow,
+}
+
+impl Media {
+    /// Its name in tables.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Media::Json => "plain",
+            Media::GzippedJson => "gzip",
+            Media::Arrow => "arrow",
+        }
+    }
+
+    fn headers(self) -> &'static str {
+        match self {
+            Media::Json => "content-type: application/json\r\n",
+            Media::GzippedJson => "content-type: application/json\r\ncontent-encoding: gzip\r\n",
+            Media::Arrow => "content-type: application/vnd.apache.arrow.stream\r\n",
+        }
+    }
+}
+
 /// A connection that is kept.
 pub(super) struct Client {
     stream: BufReader<TcpStream>,
@@ -25,12 +52,11 @@ impl Client {
     }
 
     /// Sends a body until it is acknowledged; how often it was refused before.
-    pub(super) fn post(&mut self, path: &str, gzip: bool, body: &[u8]) -> Result<u32, String> {
-        let encoding = if gzip { "content-encoding: gzip\r\n" } else { "" };
+    pub(super) fn post(&mut self, path: &str, media: Media, body: &[u8]) -> Result<u32, String> {
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n{encoding}\
-             content-length: {}\r\n\r\n",
+            "POST {path} HTTP/1.1\r\nhost: {}\r\n{}content-length: {}\r\n\r\n",
             self.host,
+            media.headers(),
             body.len()
         );
         for refused in 0..TRIES {

@@ -1,6 +1,5 @@
-//! From append to visible, at a fixed rate. The schedule is *open loop*: when a body is due is
-//! decided before the run, and its latency counts from then, whether or not the server kept up, so
-//! a stall is charged to every body that it held up (no coordinated omission).
+//! From append to visible, at a fixed rate ([`schedule`](super::schedule)); of verdicts too, if the
+//! query has some.
 //!
 //! A body is *visible in the views* at the first epoch whose log-time frontier has passed the
 //! moment at which the body was acknowledged, which is later than its log time; and *visible at a
@@ -9,8 +8,9 @@
 
 use super::{
     Bench, Query,
-    client::Client,
+    client::{Client, Media},
     http::{BODY_EVENTS, Served},
+    schedule::{Due, Schedule, histogram, now_us, told},
 };
 use hdrhistogram::Histogram;
 use serde_json::json;
@@ -19,9 +19,9 @@ use std::{
     net::{SocketAddr, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use trueup_generator::ads1::Ads1;
 use trueup_operators::time::parse_rfc3339;
@@ -29,8 +29,17 @@ use trueup_operators::time::parse_rfc3339;
 /// Bodies are small, so that the schedule is fine: a tenth of those of the throughput runs.
 const EVENTS: u64 = BODY_EVENTS / 10;
 
+/// How often verdicts are sent.
+const VERDICTS_EVERY: Duration = Duration::from_millis(100);
+
 /// Wall-clock instants (µs) at which a frontier (µs) was seen.
 type Seen = Arc<Mutex<Vec<(i64, i64)>>>;
+
+/// When each body was due and when it was acknowledged.
+struct Acknowledged {
+    events: Vec<Due>,
+    verdicts: Vec<Due>,
+}
 
 /// Runs at `bench.rate` events a second for `bench.seconds`.
 pub(super) fn run(bench: &Bench, query: Query) -> Result<serde_json::Value, String> {
@@ -42,85 +51,69 @@ pub(super) fn run(bench: &Bench, query: Query) -> Result<serde_json::Value, Stri
     let view = query.rollups()[0].view_name(trueup_operators::time::Granularity::Minute);
     served.wait_until_ready()?;
     let listening = listen(address, &view, &at_subscriber, &stop)?;
-    let bodies = (bench.rate * bench.seconds).div_ceil(EVENTS);
-    let acknowledged = send_on_time(bench, address, bodies)?;
-    served.wait_for(bodies * EVENTS)?;
+    let acknowledged = send_on_time(bench, query, address)?;
+    served.wait_for(bodies(bench) * EVENTS)?;
     std::thread::sleep(Duration::from_millis(1_500)); // one more progress for the subscriber
     stop.store(true, Ordering::Release);
     watching.join().map_err(|_| "the watching thread panicked".to_owned())?;
     listening.join().map_err(|_| "the subscriber panicked".to_owned())??;
     served.end()?;
-    let figure = |seen: &Seen| {
+    let figure = |what: &str, bodies: &[Due], seen: &Seen| {
         let seen = seen.lock().map_err(|_| "a thread panicked".to_owned())?;
-        latencies(&acknowledged, &seen)
+        let latencies = latencies(bodies, &seen)?;
+        Ok::<_, String>(told(&format!("freshness at {} events/s, {what}", bench.rate), &latencies))
     };
-    let (views, subscriber) = (figure(&in_views)?, figure(&at_subscriber)?);
-    for (what, h) in [("views", &views), ("subscriber", &subscriber)] {
-        eprintln!(
-            "freshness at {} events/s, to the {what}: p50 {:.0} ms, p99 {:.0} ms, \
-             max {:.0} ms, {} bodies",
-            bench.rate,
-            h.value_at_quantile(0.5) as f64 / 1e3,
-            h.value_at_quantile(0.99) as f64 / 1e3,
-            h.max() as f64 / 1e3,
-            h.len()
-        );
-    }
-    let told = |h: &Histogram<u64>| {
-        json!({
-            "p50Ms": h.value_at_quantile(0.5) as f64 / 1e3,
-            "p99Ms": h.value_at_quantile(0.99) as f64 / 1e3,
-            "maxMs": h.max() as f64 / 1e3,
-            "bodies": h.len(),
-        })
-    };
-    Ok(json!({
+    let Acknowledged { events, verdicts } = &acknowledged;
+    let mut figures = json!({
         "bench": "freshness",
         "query": query.name(),
         "eventsPerSecond": bench.rate,
         "seconds": bench.seconds,
-        "toViews": told(&views),
-        "toSubscriber": told(&subscriber),
-    }))
+        "toViews": figure("to the views", events, &in_views)?,
+        "toSubscriber": figure("to the subscriber", events, &at_subscriber)?,
+    });
+    if !verdicts.is_empty() {
+        figures["verdictsToSubscriber"] =
+            figure("verdicts to the subscriber", verdicts, &at_subscriber)?;
+    }
+    Ok(figures)
 }
 
-/// Sends bodies when they are due; when each was due and when it was acknowledged, µs since 1970.
-fn send_on_time(
-    bench: &Bench,
-    address: SocketAddr,
-    bodies: u64,
-) -> Result<Vec<(i64, i64)>, String> {
+/// Sends bodies of events when they are due, and the verdicts that come with them.
+fn send_on_time(bench: &Bench, query: Query, address: SocketAddr) -> Result<Acknowledged, String> {
     let ads1 = Ads1::new();
-    let every = Duration::from_secs_f64(EVENTS as f64 / bench.rate as f64);
-    let (start, start_us) = (Instant::now(), now_us());
-    let start_ms = start_us / 60_000_000 * 60_000 - trueup_generator::ads1::BASE_MS;
-    let next = AtomicU64::new(0);
-    let times = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..bench.clients)
-            .map(|_| {
-                scope.spawn(|| -> Result<Vec<(i64, i64)>, String> {
-                    let mut client = Client::connect(address)?;
-                    let mut times = Vec::new();
-                    loop {
-                        let n = next.fetch_add(1, Ordering::Relaxed);
-                        if n >= bodies {
-                            return Ok(times);
-                        }
-                        let body = ads1.body(n * EVENTS..(n + 1) * EVENTS, start_ms);
-                        let due = every * n as u32;
-                        std::thread::sleep((start + due).saturating_duration_since(Instant::now()));
-                        client.post("/v1/events/collect", false, &body)?;
-                        times.push((start_us + due.as_micros() as i64, now_us()));
-                    }
-                })
-            })
-            .collect();
-        let join = |t: std::thread::ScopedJoinHandle<'_, Result<Vec<(i64, i64)>, String>>| {
-            t.join().map_err(|_| "a client panicked".to_owned())?
+    let schedule = Schedule::start(Duration::from_secs_f64(EVENTS as f64 / bench.rate as f64));
+    let verdicts = schedule.at(VERDICTS_EVERY);
+    let shift_ms = schedule.start_us / 60_000_000 * 60_000 - trueup_generator::ads1::BASE_MS;
+    let count = bodies(bench);
+    let send_events = |client: &mut Client, n: u64| {
+        let body = ads1.body(n * EVENTS..(n + 1) * EVENTS, shift_ms);
+        schedule.wait_until(n);
+        client.post("/v1/events/collect", Media::Json, &body).map(|_| true)
+    };
+    let judged = (bench.rate as f64 * VERDICTS_EVERY.as_secs_f64()) as u64;
+    let send_verdicts = |client: &mut Client, n: u64| {
+        let Some(body) = ads1.verdict_body(n * judged..(n + 1) * judged, shift_ms) else {
+            return Ok(false);
         };
-        threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()
-    })?;
-    Ok(times.into_iter().flatten().collect())
+        verdicts.wait_until(n);
+        client.post("/v1/verdicts", Media::Json, &body).map(|_| true)
+    };
+    let bodies_of_verdicts = match query.has_verdicts() {
+        true => count * EVENTS / judged.max(1),
+        false => 0,
+    };
+    std::thread::scope(|scope| {
+        let judging = scope.spawn(|| verdicts.keep(address, 1, bodies_of_verdicts, &send_verdicts));
+        let events = schedule.keep(address, bench.clients, count, &send_events)?;
+        let verdicts = judging.join().map_err(|_| "a client panicked".to_owned())??;
+        Ok(Acknowledged { events, verdicts })
+    })
+}
+
+/// How many bodies of events a run sends.
+fn bodies(bench: &Bench) -> u64 {
+    (bench.rate * bench.seconds).div_ceil(EVENTS)
 }
 
 /// Notes when each epoch of the views was seen.
@@ -181,16 +174,12 @@ fn listen(
 }
 
 /// For each body: from when it was due until a frontier beyond its acknowledgement was seen, µs.
-fn latencies(bodies: &[(i64, i64)], seen: &[(i64, i64)]) -> Result<Histogram<u64>, String> {
-    let mut histogram = Histogram::new_with_bounds(1, 600_000_000, 3).map_err(|e| e.to_string())?;
-    for &(due_us, acknowledged_us) in bodies {
-        let at = seen.partition_point(|&(_, frontier_us)| frontier_us < acknowledged_us);
+fn latencies(bodies: &[Due], seen: &[(i64, i64)]) -> Result<Histogram<u64>, String> {
+    let mut histogram = histogram()?;
+    for &Due { due_us, done_us } in bodies {
+        let at = seen.partition_point(|&(_, frontier_us)| frontier_us < done_us);
         let (visible_us, _) = seen.get(at).ok_or("the last bodies were never seen")?;
         histogram.saturating_record((visible_us - due_us).max(1) as u64);
     }
     Ok(histogram)
-}
-
-fn now_us() -> i64 {
-    jiff::Timestamp::now().as_microsecond()
 }

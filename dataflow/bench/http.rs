@@ -1,10 +1,10 @@
-//! ADS-1 end to end: clients send JSON bodies over the loopback to a real server (sockets, decoder,
-//! fsynced log, epochs, engine, views) in this process, and the clock stops when the last event is
-//! in the views. What the clients cost is taken off by their threads' own clocks.
+//! ADS-1 end to end: clients send JSON or Arrow bodies over the loopback to a real server (sockets,
+//! decoder, fsynced log, epochs, engine, views) in this process, and the clock stops when the last
+//! event is in the views. What the clients cost is taken off by their threads' own clocks.
 
 use super::{
     Bench, Query,
-    client::{Client, thread_cpu_s},
+    client::{Client, Media, thread_cpu_s},
     engine::{answer, expected},
     meter::{Meter, median},
 };
@@ -33,7 +33,7 @@ pub(super) const BODY_EVENTS: u64 = 5_000;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A request of the stream: events, and the verdicts that come with them.
-struct Sent {
+pub(super) struct Sent {
     events: Vec<u8>,
     verdicts: Option<Vec<u8>>,
 }
@@ -67,6 +67,7 @@ impl Served {
             server::serve(config, until, |running| {
                 // The receiver waits below.
                 let _waiting = send.send(running);
+                Box::new(|| {})
             })
         });
         match receive.recv() {
@@ -117,21 +118,21 @@ impl Served {
     }
 }
 
-/// Runs a query over HTTP, plain or gzipped.
-pub(super) fn run(bench: &Bench, query: Query, gzip: bool) -> Result<serde_json::Value, String> {
+/// Runs a query over HTTP.
+pub(super) fn run(bench: &Bench, query: Query, media: Media) -> Result<serde_json::Value, String> {
     let ads1 = Ads1::new();
     let events = bench.http_events;
     let expected = expected(&ads1, events, query);
-    let encoding = if gzip { "gzip" } else { "plain" };
+    let encoding = media.name();
     let (mut rates, mut acknowledged, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = json!(null);
     for run in 0..=bench.runs {
         // Anew for each run: log time is now, and so must the stream's end be.
-        let sent = bodies(&ads1, events, query, gzip);
+        let sent = bodies(&ads1, events, query, media);
         let bytes: usize = sent.iter().map(|s| s.events.len()).sum();
         let served = Served::start(bench, query, &format!("{encoding}-{run}"))?;
         let meter = Meter::start(std::process::id());
-        let client_cpu_s = send_all(&sent, served.running.address, bench.clients, gzip)?;
+        let client_cpu_s = send_all(&sent, served.running.address, bench.clients, media)?;
         let acknowledged_s = meter.read().wall.as_secs_f64();
         served.wait_for(events)?;
         let cost = meter.read();
@@ -181,16 +182,20 @@ pub(super) fn run(bench: &Bench, query: Query, gzip: bool) -> Result<serde_json:
 }
 
 /// The stream, ending about now.
-fn bodies(ads1: &Ads1, events: u64, query: Query, gzip: bool) -> Vec<Sent> {
+pub(super) fn bodies(ads1: &Ads1, events: u64, query: Query, media: Media) -> Vec<Sent> {
     let now_ms = jiff::Timestamp::now().as_millisecond();
     let shift_ms = shift_to_end_at_ms(events, now_ms);
     let next = AtomicUsize::new(0);
     let count = events.div_ceil(BODY_EVENTS) as usize;
     let make = |n: usize| {
         let range = n as u64 * BODY_EVENTS..((n as u64 + 1) * BODY_EVENTS).min(events);
-        let plain = ads1.body(range.clone(), shift_ms);
+        let events = match media {
+            Media::Json => ads1.body(range.clone(), shift_ms),
+            Media::GzippedJson => zip(&ads1.body(range.clone(), shift_ms)),
+            Media::Arrow => ads1.arrow_body(range.clone(), shift_ms),
+        };
         let verdicts = query.has_verdicts().then(|| ads1.verdict_body(range, shift_ms)).flatten();
-        Sent { events: if gzip { zip(&plain) } else { plain }, verdicts }
+        Sent { events, verdicts }
     };
     let mut made: Vec<(usize, Sent)> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..2)
@@ -220,7 +225,12 @@ pub(super) fn zip(plain: &[u8]) -> Vec<u8> {
 }
 
 /// Sends everything with some clients; their CPU seconds.
-fn send_all(sent: &[Sent], host: SocketAddr, clients: usize, gzip: bool) -> Result<f64, String> {
+pub(super) fn send_all(
+    sent: &[Sent],
+    host: SocketAddr,
+    clients: usize,
+    media: Media,
+) -> Result<f64, String> {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..clients)
@@ -229,9 +239,9 @@ fn send_all(sent: &[Sent], host: SocketAddr, clients: usize, gzip: bool) -> Resu
                     let before = thread_cpu_s();
                     let mut client = Client::connect(host)?;
                     while let Some(sent) = sent.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        client.post("/v1/events/collect", gzip, &sent.events)?;
+                        client.post("/v1/events/collect", media, &sent.events)?;
                         if let Some(verdicts) = &sent.verdicts {
-                            client.post("/v1/verdicts", false, verdicts)?;
+                            client.post("/v1/verdicts", Media::Json, verdicts)?;
                         }
                     }
                     Ok(thread_cpu_s() - before)

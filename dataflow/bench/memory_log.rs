@@ -29,6 +29,7 @@ impl MemoryLog {
         let row = RemapRow {
             epoch: self.end(Topic::Remap, 0) + 1,
             writer: Writer::default(),
+            begins: false,
             events: (0..self.partitions).map(|p| upto(Topic::Events, p)).collect(),
             verdicts: vec![upto(Topic::Verdicts, 0)],
             metadata: vec![upto(Topic::Metadata, 0)],

@@ -9,9 +9,13 @@ mod http;
 mod kafka;
 mod memory_log;
 mod meter;
+mod reports;
+mod schedule;
 mod soak;
 
 pub use engine::Query;
+
+use client::Media;
 
 use crate::{config::Span, engine::EngineSettings};
 use std::path::PathBuf;
@@ -40,10 +44,13 @@ pub struct Bench {
     /// Connections that send, over HTTP.
     #[arg(long, default_value_t = 4)]
     pub clients: usize,
-    /// Events a second of `freshness`.
+    /// Connections that ask, in `reports`, each once a second.
+    #[arg(long, default_value_t = 100, value_parser = readers)]
+    pub readers: usize,
+    /// Events a second of `freshness` and `reports`.
     #[arg(long, default_value_t = 400_000)]
     pub rate: u64,
-    /// How long `freshness` and `soak` run.
+    /// How long `freshness`, `reports` and `soak` run.
     #[arg(long, default_value_t = 30)]
     pub seconds: u64,
     /// Runs that count, after one that does not.
@@ -106,13 +113,14 @@ impl Bench {
         self.query.iter().map(|&query| engine::run(self, query)).collect()
     }
 
-    /// Runs the queries over HTTP, plain and gzipped.
+    /// Runs the queries over HTTP: plain, gzipped, and as Arrow.
     ///
     /// # Errors
     /// When an answer is wrong or a run does not end.
     pub fn run_http(&self) -> Result<Vec<serde_json::Value>, String> {
-        let runs = self.query.iter().flat_map(|&query| [(query, false), (query, true)]);
-        runs.map(|(query, gzip)| http::run(self, query, gzip)).collect()
+        let media = [Media::Json, Media::GzippedJson, Media::Arrow];
+        let runs = self.query.iter().flat_map(|&query| media.map(|media| (query, media)));
+        runs.map(|(query, media)| http::run(self, query, media)).collect()
     }
 
     /// Runs the queries at a fixed rate.
@@ -121,6 +129,14 @@ impl Bench {
     /// When a run does not end.
     pub fn run_freshness(&self) -> Result<Vec<serde_json::Value>, String> {
         self.query.iter().map(|&query| freshness::run(self, query)).collect()
+    }
+
+    /// Asks for reports while events come.
+    ///
+    /// # Errors
+    /// When a run does not end, or a report is refused.
+    pub fn run_reports(&self) -> Result<Vec<serde_json::Value>, String> {
+        self.query.iter().map(|&query| reports::run(self, query)).collect()
     }
 
     /// Runs the queries on a topic of Kafka.
@@ -141,5 +157,12 @@ impl Bench {
     /// When the server ends, or an event has no fate.
     pub fn run_soak(&self) -> Result<Vec<serde_json::Value>, String> {
         soak::run(self).map(|figures| vec![figures])
+    }
+}
+
+fn readers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(readers @ 1..=1_000) => Ok(readers),
+        _ => Err("1 to 1000 readers can ask".into()),
     }
 }

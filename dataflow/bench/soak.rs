@@ -16,7 +16,7 @@
 
 use super::{
     Bench,
-    client::Client,
+    client::{Client, Media},
     http::BODY_EVENTS,
     meter::{Meter, median, rss_mib},
 };
@@ -125,6 +125,7 @@ fn config(bench: &Bench) -> Config {
     config.workers.threads = bench.workers;
     config.log.partitions = bench.partitions;
     config.log.retention = Span(HORIZON);
+    config.log.retention_listed = Span(HORIZON);
     config.log.segment_bytes_max = Size(64 << 20);
     config.checkpoint.interval = bench.checkpoint_interval.unwrap_or(Span(CHECKPOINTS_EVERY));
     config.time.allowed_lateness = seconds(30);
@@ -249,10 +250,10 @@ impl Load {
             let start = self.next.fetch_add(BODY_EVENTS, Ordering::Relaxed);
             let (range, shift_ms) = (start..start + BODY_EVENTS, self.shift_ms(start));
             let body = self.ads1.body(range.clone(), shift_ms);
-            let mut refused = client.post("/v1/events/collect", false, &body)?;
+            let mut refused = client.post("/v1/events/collect", Media::Json, &body)?;
             self.acknowledged.fetch_add(BODY_EVENTS, Ordering::Relaxed);
             if let Some(verdicts) = self.ads1.verdict_body(range, shift_ms) {
-                refused += client.post("/v1/verdicts", false, &verdicts)?;
+                refused += client.post("/v1/verdicts", Media::Json, &verdicts)?;
             }
             self.refused.fetch_add(refused.into(), Ordering::Relaxed);
         }

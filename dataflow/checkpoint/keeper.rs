@@ -49,10 +49,12 @@
 //! its age.
 
 use super::{
-    manifest::{At, MANIFEST_BYTES_MAX, Manifest, ManifestName, Of, Part, Taken},
+    ahead::Ahead,
+    manifest::{At, Figures, MANIFEST_BYTES_MAX, Manifest, ManifestName, Of, Part, Taken},
+    offer::{self, OfferName},
     pack::{Index, PackError, PackOf, PackWriter, Sealed},
     parts,
-    store::{Listed, Store, StoreError},
+    store::{Listed, Store, StoreError, Unread},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -180,6 +182,8 @@ pub struct Keeper {
     whole_next: bool,
     /// Manifests that were found broken.
     broken: BTreeSet<ManifestName>,
+    /// Whose figures the checkpoints have, since the last replay.
+    figures: Option<Figures>,
 }
 
 impl Keeper {
@@ -239,6 +243,19 @@ impl Keeper {
         Keeper::new(store, settings, of, generation, writer)
     }
 
+    /// Writes what a replay has found, to be offered. Touches nothing.
+    ///
+    /// # Errors
+    /// When the store cannot say which generation runs.
+    pub fn offering(
+        store: Arc<dyn Store>,
+        settings: KeepSettings,
+        of: Of,
+    ) -> Result<Keeper, CheckpointError> {
+        let (generation, writer) = offer::writer(&*store)?;
+        Ok(Keeper::new(store, settings, of, generation, writer))
+    }
+
     fn new(
         store: Arc<dyn Store>,
         settings: KeepSettings,
@@ -256,7 +273,18 @@ impl Keeper {
             last: None,
             whole_next: true,
             broken: BTreeSet::new(),
+            figures: None,
         }
+    }
+
+    /// Whose figures the run has that it writes for: those of what it began with.
+    pub fn set_figures(&mut self, figures: Option<Figures>) {
+        self.figures = figures;
+    }
+
+    /// Whether the run began with what a replay has found and nobody has seen.
+    pub fn begins_a_replay(&self) -> bool {
+        self.figures.as_ref().is_some_and(|figures| !figures.seen)
     }
 
     /// Which generation this is.
@@ -364,7 +392,8 @@ impl Keeper {
         let read = members.iter().zip(&indexes);
         all.extend(read.map(|(part, index)| (part.writer, index, part.place())));
         let taken = Taken { bytes_written: bytes_written + taken.bytes_written, ..taken };
-        let manifest = Manifest::new(&self.of, self.generation, at, chain, &all, taken);
+        let mut manifest = Manifest::new(&self.of, self.generation, at, chain, &all, taken);
+        manifest.figures = self.figures.clone().map(|figures| Figures { seen: true, ..figures });
         self.publish_manifest(&manifest)?;
         self.index = sealed.index;
         self.last = Some(manifest.clone());
@@ -372,17 +401,48 @@ impl Keeper {
         Ok(Published { manifest, garbage: self.collect() })
     }
 
+    /// Offers what was sealed; see [`super::offer`].
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub fn offer(
+        &self,
+        packed: &Packed,
+        at: &At,
+        taken: Taken,
+    ) -> Result<(Manifest, OfferName), CheckpointError> {
+        let parts = [(self.writer, &packed.sealed.index, packed.sealed.place)];
+        let manifest = Manifest::new(&self.of, self.generation, at, 0, &parts, taken);
+        let name = offer::publish(&*self.store, &manifest, self.writer)?;
+        Ok((manifest, name))
+    }
+
+    /// What was sealed is not offered.
+    ///
+    /// # Errors
+    /// When the store cannot; then it is garbage that the next generation deletes.
+    pub fn withdraw(&self, packed: &Packed) -> Result<(), CheckpointError> {
+        Ok(self.store.delete(&packed.part(self.writer).pack)?)
+    }
+
     fn publish_manifest(&self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let bytes = manifest.encode().map_err(CheckpointError::Manifest)?;
         self.check_fence()?;
-        match self.store.publish(&manifest.name(), bytes) {
-            // Only who has the same generation could have been first.
-            Err(StoreError::Exists { .. }) => {
-                let (own, newer) = (self.generation, self.generation);
-                Err(CheckpointError::Fenced { own, newer })
-            }
+        match self.store.publish(&manifest.name(), bytes.clone()) {
+            Err(StoreError::Exists { .. }) => self.own_or_fenced(&manifest.name(), &bytes),
             published => Ok(published?),
         }
+    }
+
+    /// There was a manifest of this name. It may be one's own: a service whose answer was lost is
+    /// asked again. Else only who has the same generation could have been first.
+    fn own_or_fenced(&self, name: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let there = self.store.list("manifests")?.into_iter().find(|there| there.name == name);
+        let there = there.ok_or_else(|| StoreError::Missing { name: name.to_owned() })?;
+        let is_own =
+            there.bytes == bytes.len() as u64 && self.store.read(name, 0..there.bytes)? == bytes;
+        let (own, newer) = (self.generation, self.generation);
+        is_own.then_some(()).ok_or(CheckpointError::Fenced { own, newer })
     }
 
     /// The leader has published what this member sealed: the next increment lies on it.
@@ -412,8 +472,12 @@ impl Keeper {
         let good = names.into_iter().filter(|name| !self.broken.contains(name));
         let kept: Vec<ManifestName> = good.take(self.settings.kept).collect();
         match kept.last() {
-            Some(&oldest) if kept.len() >= KEPT_MIN => {
-                read_manifest(&*self.store, oldest)?.at().map(Some)
+            Some(_) if kept.len() >= KEPT_MIN => {
+                // A replay's may be of an older epoch than those before it.
+                let at = |&name: &ManifestName| Ok(read_manifest(&*self.store, name)?.at()?);
+                let kept = kept.iter().map(at).collect::<Result<Vec<At>, Unread>>();
+                let kept = kept.map_err(|unread| unread.to_string())?;
+                Ok(kept.into_iter().min_by_key(|at| at.remap_offset))
             }
             _ => Ok(None),
         }
@@ -454,7 +518,7 @@ impl Keeper {
                 Ok(manifest) => manifest,
                 Err(_) if is_broken => continue,
                 // One that cannot be read now may be readable later: then it names packs.
-                Err(reason) => return Err(reason),
+                Err(unread) => return Err(unread.to_string()),
             };
             named.extend(manifest.packs.into_iter().map(|pack| pack.name));
             named.extend(manifest.parts.into_iter().map(|part| part.pack));
@@ -519,20 +583,21 @@ pub fn manifests(store: &dyn Store) -> Result<Vec<ManifestName>, StoreError> {
 /// Reads a manifest and checks it by itself.
 ///
 /// # Errors
-/// What is wrong with it.
-pub fn read_manifest(store: &dyn Store, name: ManifestName) -> Result<Manifest, String> {
+/// What is wrong with it, or that the store does not give it.
+pub fn read_manifest(store: &dyn Store, name: ManifestName) -> Result<Manifest, Unread> {
     let text = name.to_string();
-    let listed = store.list("manifests").map_err(|e| e.to_string())?;
+    let listed = store.list("manifests")?;
     let listed = listed.into_iter().find(|listed| listed.name == text);
     let bytes = listed.ok_or_else(|| format!("{text}: is missing"))?.bytes;
     if bytes > MANIFEST_BYTES_MAX {
-        return Err(format!("{text}: has {bytes} bytes, more than a manifest may have"));
+        let reason = format!("{text}: has {bytes} bytes, more than a manifest may have");
+        return Err(reason.into());
     }
-    let bytes = store.read(&text, 0..bytes).map_err(|e| e.to_string())?;
+    let bytes = store.read(&text, 0..bytes)?;
     let manifest = Manifest::decode(&bytes).map_err(|e| format!("{text}: {e}"))?;
     match manifest.generation == name.generation && manifest.epoch == name.epoch {
         true => Ok(manifest),
-        false => Err(format!("{text}: is the manifest of another checkpoint")),
+        false => Err(format!("{text}: is the manifest of another checkpoint").into()),
     }
 }
 
@@ -547,23 +612,23 @@ impl Sections {
     /// Reads the indexes that a manifest names, and looks whether the packs are there.
     ///
     /// # Errors
-    /// What is missing or broken.
-    pub fn open(store: &dyn Store, manifest: &Manifest) -> Result<Sections, String> {
+    /// What is missing or broken, or that the store does not say.
+    pub fn open(store: &dyn Store, manifest: &Manifest) -> Result<Sections, Unread> {
         let indexes = manifest.parts.iter().map(|part| part.index(store));
-        let indexes = indexes.collect::<Result<Vec<Index>, String>>()?;
+        let indexes = indexes.collect::<Result<Vec<Index>, Unread>>()?;
         let named: BTreeMap<&str, u64> =
             manifest.packs.iter().map(|pack| (pack.name.as_str(), pack.bytes)).collect();
         for index in &indexes {
             index.check_packs(store)?;
             for pack in &index.packs {
                 if named.get(pack.name.as_str()) != Some(&pack.bytes) {
-                    return Err(format!("{}: the manifest says otherwise", pack.name));
+                    return Err(format!("{}: the manifest says otherwise", pack.name).into());
                 }
             }
         }
         let found: u64 = indexes.iter().map(|index| index.sections.len() as u64).sum();
         if found != manifest.sections {
-            return Err(format!("{found} sections of {} are there", manifest.sections));
+            return Err(format!("{found} sections of {} are there", manifest.sections).into());
         }
         Ok(Sections { indexes })
     }
@@ -571,11 +636,12 @@ impl Sections {
     /// Reads everything, and compares each checksum.
     ///
     /// # Errors
-    /// What is broken first.
-    pub fn check(&self, store: &dyn Store) -> Result<(), String> {
+    /// What is broken first, or that the store does not give it.
+    pub fn check(&self, store: &dyn Store) -> Result<(), Unread> {
+        let mut ahead = Ahead::new(store);
         for index in &self.indexes {
             for (key, place) in &index.sections {
-                index.section(store, key, place)?;
+                ahead.section(index, key, place)?;
             }
         }
         Ok(())

@@ -16,6 +16,7 @@
 //!   "chain":3,                         how many increments lie on the last whole checkpoint
 //!   "parts":[{"writer":0,"pack":"packs/…","at":…,"bytes":…,"crc":…}],   each writer's index
 //!   "packs":[{"name":"packs/…","bytes":…}],            all packs that sections lie in
+//!   "figures":{"replay":"4711-8-…","seen":true},    whose they are since the last replay
 //!   "sections":1234, "bytesLive":…, "bytesWritten":…, "takenAtUs":…, "tookMs":…, "pauseUs":…
 //! }}
 //! ```
@@ -23,7 +24,7 @@
 //! The checksum is of the bytes of the inner object, from `{` to `}`.
 
 use super::pack::{INDEX_BYTES_MAX, Index, IndexPlace, PACKS_MAX, PackOf, hex};
-use super::store::Store;
+use super::store::{Store, Unread};
 use crate::{decided::Decided, engine::EngineSettings};
 use serde::{Deserialize, Serialize};
 use trueup_operators::{
@@ -84,6 +85,20 @@ pub struct Manifest {
     pub took_ms: u64,
     /// The longest that it held a worker up.
     pub pause_us: u64,
+    /// Whose figures it has, if there was a replay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figures: Option<Figures>,
+}
+
+/// Whose figures a checkpoint has, since the last replay that was taken up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Figures {
+    /// The replay.
+    pub replay: String,
+    /// Whether its epoch was shown with them. What a replay has found is of an epoch that was shown
+    /// with others.
+    pub seen: bool,
 }
 
 /// A writer's part of a checkpoint.
@@ -173,8 +188,8 @@ impl Part {
     /// Reads the index.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn index(&self, store: &dyn Store) -> Result<Index, String> {
+    /// What is wrong with it, or that the store does not give it.
+    pub fn index(&self, store: &dyn Store) -> Result<Index, Unread> {
         Index::read(store, &self.pack, self.place())
     }
 }
@@ -218,6 +233,7 @@ impl Manifest {
             taken_at_us: taken.at_us,
             took_ms: taken.took_ms,
             pause_us: taken.pause_us,
+            figures: None,
         }
     }
 

@@ -45,7 +45,7 @@
 //! [`KEY_BYTES_MAX`], [`SECTION_BYTES_MAX`], [`INDEX_BYTES_MAX`], [`PACKS_MAX`]. Writing beyond one
 //! is an error, and so is reading.
 
-use super::store::{NewObject, Store, StoreError};
+use super::store::{NewObject, Store, StoreError, Unread};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -350,32 +350,41 @@ impl Index {
     /// Reads the index of a pack.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn read(store: &dyn Store, pack: &str, place: IndexPlace) -> Result<Index, String> {
+    /// What is wrong with it, or that the store does not give it.
+    pub fn read(store: &dyn Store, pack: &str, place: IndexPlace) -> Result<Index, Unread> {
         let end = place.at.checked_add(place.bytes).filter(|_| place.bytes <= INDEX_BYTES_MAX);
         let end = end.ok_or_else(|| format!("{pack}: its index has {} bytes", place.bytes))?;
-        let bytes = store.read(pack, place.at..end).map_err(|e| e.to_string())?;
+        let bytes = store.read(pack, place.at..end)?;
         if crc32c::crc32c(&bytes) != place.crc {
-            return Err(format!("{pack}: the checksum of its index is wrong"));
+            return Err(format!("{pack}: the checksum of its index is wrong").into());
         }
         let index = Index::decode(&bytes).map_err(|e| format!("{pack}: its index {e}"))?;
         match index.packs.last() {
             Some(last) if last.name == pack && last.bytes == place.at => Ok(index),
-            _ => Err(format!("{pack}: its index is of another pack")),
+            _ => Err(format!("{pack}: its index is of another pack").into()),
         }
     }
 
     /// Reads a section and checks it.
     ///
     /// # Errors
-    /// What is wrong with it, and where.
-    pub fn section(&self, store: &dyn Store, key: &[u8], place: &Place) -> Result<Bytes, String> {
+    /// What is wrong with it, and where, or that the store does not give it.
+    pub fn section(&self, store: &dyn Store, key: &[u8], place: &Place) -> Result<Bytes, Unread> {
         let pack = &self.packs[usize::from(place.pack)].name;
         let end = place.at + u64::from(place.bytes);
-        let bytes = store.read(pack, place.at..end).map_err(|e| e.to_string())?;
+        let bytes = store.read(pack, place.at..end)?;
+        Ok(self.checked(key, place, bytes)?)
+    }
+
+    /// The bytes that were read of a section, if they are what was written.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub(crate) fn checked(&self, key: &[u8], place: &Place, bytes: Bytes) -> Result<Bytes, String> {
         if crc32c::crc32c(&bytes) == place.crc {
             return Ok(bytes);
         }
+        let pack = &self.packs[usize::from(place.pack)].name;
         let (at, key) = (place.at, hex(key));
         Err(format!("{pack}: the checksum of section {key} at byte {at} is wrong"))
     }
@@ -383,12 +392,12 @@ impl Index {
     /// Whether each pack is there, with the header that its name says.
     ///
     /// # Errors
-    /// What is wrong with which pack.
-    pub fn check_packs(&self, store: &dyn Store) -> Result<(), String> {
+    /// What is wrong with which pack, or that the store does not say.
+    pub fn check_packs(&self, store: &dyn Store) -> Result<(), Unread> {
         for pack in &self.packs {
-            let header = store.read(&pack.name, 0..HEADER_BYTES).map_err(|e| e.to_string())?;
+            let header = store.read(&pack.name, 0..HEADER_BYTES)?;
             if PackOf::of_name(&pack.name).is_none_or(|of| of.header() != header[..]) {
-                return Err(format!("{}: its header is not that of its name", pack.name));
+                return Err(format!("{}: its header is not that of its name", pack.name).into());
             }
         }
         Ok(())

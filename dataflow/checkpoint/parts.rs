@@ -155,8 +155,9 @@ pub(super) fn read(
         if part.pack != due || part.writer == LEADER {
             return Err(wrong(format!("is in {}, due is {due}", part.pack)));
         }
-        let index = part.index(store).map_err(wrong)?;
-        check_base(&index, before).and_then(|()| index.check_packs(store)).map_err(wrong)?;
+        let index = part.index(store).map_err(|unread| wrong(unread.to_string()))?;
+        check_base(&index, before).map_err(wrong)?;
+        index.check_packs(store).map_err(|unread| wrong(unread.to_string()))?;
         Ok(index)
     };
     members.iter().map(read).collect()

@@ -5,7 +5,9 @@
 //! A checkpoint is checked while it is loaded, not before: each section is read once, compared with
 //! its checksum and taken. Whatever is wrong with one (missing, cut short, flipped, of another
 //! epoch, not of this log) is said, what was loaded of it is dropped, and the next older one is
-//! tried. All of them give the same figures; an older one only leaves more of the log to read.
+//! tried. They give the same figures, and an older one only leaves more of the log to read; but for
+//! those from before a replay was taken up, which are not tried ([`super::offer`]). What the store
+//! or the log does not give is not wrong: the start fails, and is tried again.
 //!
 //! # Several processes
 //!
@@ -26,34 +28,32 @@
 //! comes after it. And the job must have the rollups that the checkpoint has: rows of another list
 //! of rollups would be taken for those of other tables.
 
+mod loading;
+
+pub(crate) use loading::owned_vnodes;
+
 use super::{
-    keeper::{Keeper, Sections, manifests, read_manifest},
-    manifest::{At, Manifest, ManifestName, Of},
-    pack::Index,
-    pieces::{Whose, vnode_prefix},
-    store::{Objects, Store, StoreError},
+    keeper::{Keeper, manifests, read_manifest},
+    manifest::{Figures, ManifestName, Of},
+    offer::{self, Offers, Refused},
+    store::{Store, StoreError},
     taking::{Checkpoints, Ended, Role, SealedPart},
 };
-use crate::{
-    engine::StartError,
-    remap::{self, Cursor},
-};
+use crate::{engine::StartError, epochs::missing, remap::Cursor};
+use loading::{NotLoaded, load};
 use std::{
     ops::Range,
     sync::Arc,
-    thread::ScopedJoinHandle,
     time::{Duration, Instant},
 };
 use trueup_operators::{
     accumulate::{Loaded, STAGES},
-    hash::{self, VNODES},
-    ledger::{Ledger, LedgerSettings},
+    ledger::Ledger,
     log::{Log, LogError, Topic},
     metrics::Group,
-    remap::RemapRow,
     time::Epoch,
 };
-use trueup_sinks::{Loader, Views};
+use trueup_sinks::Views;
 
 /// What each worker hands over: its ledger, and of each stage what its accumulator knows and its
 /// view's shard.
@@ -67,6 +67,10 @@ pub(crate) struct Begin<const N: usize, M> {
     pub(crate) workers: Vec<Option<WorkerBegin<N, M>>>,
     /// The checkpoint that was loaded.
     pub(crate) loaded: Option<LoadedFrom>,
+    /// Whose figures that has, if there was a replay.
+    pub(crate) figures: Option<Figures>,
+    /// The replay that was not taken up, if one was offered.
+    pub(crate) refused: Option<Refused>,
     /// Newer ones that could not be, here or in another process.
     pub(crate) broken: Vec<ManifestName>,
     /// Who takes the checkpoints of the run.
@@ -99,9 +103,23 @@ pub struct LoadedFrom {
 /// Why a run cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The store does not say what it has.
-    #[error("the checkpoints cannot be listed: {0}")]
+    /// The store does not give what it has, or does not say what that is.
+    #[error("the checkpoints cannot be read: {0}")]
     Store(#[from] StoreError),
+    /// The log does not give what a checkpoint is compared with.
+    #[error("a checkpoint cannot be compared with the log: {0}")]
+    Log(LogError),
+    /// This process's log is not as far as what the others begin with.
+    #[error(
+        "all processes begin with the checkpoint {name}, and the log that this one sees is not as \
+         far: {reason}"
+    )]
+    Behind {
+        /// The manifest.
+        name: String,
+        /// What the log has.
+        reason: String,
+    },
     /// The store is another installation's.
     #[error(
         "the checkpoint {name} is of the installation {found}, and this is {own}: give each data \
@@ -139,16 +157,28 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// Whether the same start may be possible later, with nothing changed.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            LoadError::Store(_) | LoadError::Behind { .. } => true,
+            LoadError::Log(error) => error.may_pass(),
+            LoadError::Foreign { .. } | LoadError::Chosen { .. } | LoadError::Nothing { .. } => {
+                false
+            }
+        }
+    }
+}
+
 impl<const N: usize, M> Begin<N, M> {
     /// The beginning of the log.
     pub(crate) fn origin(log: &dyn Log, workers: usize) -> Self {
-        Begin {
-            from: Cursor::origin(log),
-            workers: (0..workers).map(|_| None).collect(),
-            loaded: None,
-            broken: Vec::new(),
-            checkpoints: None,
-        }
+        Begin::after(Cursor::origin(log), (0..workers).map(|_| None).collect())
+    }
+
+    fn after(from: Cursor, workers: Vec<Option<WorkerBegin<N, M>>>) -> Self {
+        let (loaded, figures, refused, checkpoints) = (None, None, None, None);
+        Begin { from, workers, loaded, figures, refused, broken: Vec::new(), checkpoints }
     }
 }
 
@@ -211,7 +241,7 @@ pub(crate) struct Following {
 /// # Errors
 /// As [`lead`].
 pub(crate) fn open<const N: usize, M: Group>(
-    store: Arc<Objects>,
+    store: Arc<dyn Store>,
     log: &dyn Log,
     of: Of,
     views: &Arc<Views<N, M>>,
@@ -230,7 +260,7 @@ pub(crate) fn open<const N: usize, M: Group>(
 /// When the generation is fenced, the store cannot, is another's, or there is nothing to begin
 /// with.
 pub(crate) fn lead<const N: usize, M: Group>(
-    store: Arc<Objects>,
+    store: Arc<dyn Store>,
     log: &dyn Log,
     of: Of,
     views: &Arc<Views<N, M>>,
@@ -239,7 +269,7 @@ pub(crate) fn lead<const N: usize, M: Group>(
     let Leading { generation, place, broken, say } = leading;
     let settings = of.engine.checkpoint;
     aside(|| {
-        let (claimed, keep) = (Arc::clone(&store) as Arc<dyn Store>, settings.keep());
+        let (claimed, keep) = (Arc::clone(&store), settings.keep());
         // First the claim: what an older generation still writes then does no harm.
         let mut keeper = match generation {
             None => Keeper::claim(claimed, keep, of.clone())?,
@@ -249,7 +279,12 @@ pub(crate) fn lead<const N: usize, M: Group>(
         for folder in ["packs", "manifests"] {
             store.remove_unfinished(folder).map_err(LoadError::from)?;
         }
+        let taken_back = taken_back(&*store, &broken).map_err(LoadError::from)?;
+        let offers = offer::take_up(&*store, &of, keeper.generation()).map_err(LoadError::from)?;
         let (mut begin, chosen) = begin(&*store, log, &of, views, place, &broken)?;
+        let refused = settle(&*store, offers, &begin, chosen).map_err(LoadError::from)?;
+        begin.refused = refused.or(taken_back);
+        keeper.set_figures(begin.figures.clone());
         for &broken in &begin.broken {
             keeper.condemn(broken);
         }
@@ -262,13 +297,50 @@ pub(crate) fn lead<const N: usize, M: Group>(
     })
 }
 
+/// What another process could not load of a replay, in the generation before this one, is taken
+/// back: no later start must take it up unasked.
+fn taken_back(store: &dyn Store, broken: &[ManifestName]) -> Result<Option<Refused>, StoreError> {
+    let mut refused = None;
+    for &name in broken {
+        if let Some(id) = offer::take_back(store, name)? {
+            refused = Some(not_loaded(id));
+        }
+    }
+    Ok(refused)
+}
+
+fn not_loaded(id: String) -> Refused {
+    let reason = "its state cannot be loaded; the log of the server says why".to_owned();
+    Refused { id, reason }
+}
+
+/// Which offer was not taken up. What became the newest checkpoint and cannot be loaded is deleted
+/// before anything is shown. What was loaded is there to stay.
+fn settle<const N: usize, M>(
+    store: &dyn Store,
+    offers: Offers,
+    begin: &Begin<N, M>,
+    chosen: Option<ManifestName>,
+) -> Result<Option<Refused>, StoreError> {
+    if let (Some(name), Some(Figures { seen: false, .. })) = (chosen, &begin.figures) {
+        offer::settle(store, name.generation)?;
+    }
+    match offers.taken_up {
+        Some((name, id)) if begin.broken.contains(&name) => {
+            store.delete(&name.to_string())?;
+            Ok(Some(not_loaded(id)))
+        }
+        _ => Ok(offers.refused),
+    }
+}
+
 /// Loads what the leader has chosen, and nothing else, and starts the thread that writes this
 /// process's part of checkpoints.
 ///
 /// # Errors
 /// When that cannot be loaded.
 pub(crate) fn follow<const N: usize, M: Group>(
-    store: Arc<Objects>,
+    store: Arc<dyn Store>,
     log: &dyn Log,
     of: Of,
     views: &Arc<Views<N, M>>,
@@ -276,7 +348,7 @@ pub(crate) fn follow<const N: usize, M: Group>(
 ) -> Result<Begin<N, M>, StartError> {
     let Following { generation, place, chosen, say } = following;
     aside(|| {
-        let joined = Arc::clone(&store) as Arc<dyn Store>;
+        let joined = Arc::clone(&store);
         let keep = of.engine.checkpoint.keep();
         let keeper = Keeper::join(joined, keep, of.clone(), generation, place.process as u32);
         let mut begin = match chosen {
@@ -284,6 +356,26 @@ pub(crate) fn follow<const N: usize, M: Group>(
             Some(name) => told(&*store, log, &of, views, place, name)?,
         };
         begin.checkpoints = Some(takes(keeper, &of, place, Role::Member { say })?);
+        Ok(begin)
+    })
+}
+
+/// Begins at the beginning of the log, to offer the state at the end of an epoch.
+///
+/// # Errors
+/// When the log no longer has its beginning, or the store does not say what it has.
+pub(crate) fn offering<const N: usize, M: Group>(
+    store: Arc<dyn Store>,
+    log: &dyn Log,
+    of: Of,
+    upto: Epoch,
+) -> Result<Begin<N, M>, StartError> {
+    aside(|| {
+        let place = Place::alone(of.engine.workers);
+        let keep = of.engine.checkpoint.keep();
+        let keeper = Keeper::offering(store, keep, of.clone())?;
+        let mut begin = origin(log, place.threads)?;
+        begin.checkpoints = Some(takes(keeper, &of, place, Role::Offer { upto })?);
         Ok(begin)
     })
 }
@@ -326,7 +418,8 @@ pub(crate) fn origin<const N: usize, M>(
 /// known to be broken, or begins at the beginning of the log. Which one it was.
 ///
 /// # Errors
-/// When the store cannot be listed or is another's, or when there is nothing to begin with.
+/// When the store or the log does not answer, the store is another's, or there is nothing to begin
+/// with.
 pub(crate) fn begin<const N: usize, M: Group>(
     store: &dyn Store,
     log: &dyn Log,
@@ -337,19 +430,26 @@ pub(crate) fn begin<const N: usize, M: Group>(
 ) -> Result<(Begin<N, M>, Option<ManifestName>), LoadError> {
     let started = Instant::now();
     let (mut broken, mut reasons) = (Vec::new(), Vec::new());
+    let settled = offer::settled(store)?;
     for name in manifests(store)? {
+        if name.generation < settled {
+            reasons.push(format!("{name}: has the figures from before a replay was taken up"));
+            continue;
+        }
         if known_broken.contains(&name) {
             reasons.push(format!("{name}: another process could not load it"));
             broken.push(name);
             continue;
         }
-        match one(store, log, of, views, place, name)? {
+        match one(store, log, of, views, place, name) {
             Ok((mut begin, mut loaded)) => {
                 loaded.took = started.elapsed();
                 begin.loaded = Some(loaded);
                 return Ok((Begin { broken, ..begin }, Some(name)));
             }
-            Err(reason) => {
+            // Neither older state nor the beginning of the log stands in for what may be good.
+            Err(NotLoaded::Unknown(error)) => return Err(error),
+            Err(NotLoaded::Wrong(reason) | NotLoaded::Behind(reason)) => {
                 tracing::warn!(%name, reason, "not a usable checkpoint; the one before is tried");
                 reasons.push(reason);
                 broken.push(name);
@@ -377,19 +477,20 @@ fn told<const N: usize, M: Group>(
     name: ManifestName,
 ) -> Result<Begin<N, M>, LoadError> {
     let started = Instant::now();
-    match one(store, log, of, views, place, name)? {
+    let name_of = || name.to_string();
+    match one(store, log, of, views, place, name) {
         Ok((begin, loaded)) => {
             let loaded = Some(LoadedFrom { took: started.elapsed(), ..loaded });
             Ok(Begin { loaded, ..begin })
         }
-        Err(reason) => Err(LoadError::Chosen { name: name.to_string(), reason }),
+        Err(NotLoaded::Unknown(error)) => Err(error),
+        // The leader has seen that the log is as far.
+        Err(NotLoaded::Behind(reason)) => Err(LoadError::Behind { name: name_of(), reason }),
+        Err(NotLoaded::Wrong(reason)) => Err(LoadError::Chosen { name: name_of(), reason }),
     }
 }
 
-/// Loads one checkpoint; what is wrong with it, if it cannot be.
-///
-/// # Errors
-/// When it is another installation's.
+/// Loads one checkpoint; why it was not, if it was not.
 fn one<const N: usize, M: Group>(
     store: &dyn Store,
     log: &dyn Log,
@@ -397,205 +498,23 @@ fn one<const N: usize, M: Group>(
     views: &Arc<Views<N, M>>,
     place: Place,
     name: ManifestName,
-) -> Result<Result<(Begin<N, M>, LoadedFrom), String>, LoadError> {
-    let manifest = match read_manifest(store, name) {
-        Ok(manifest) => manifest,
-        Err(reason) => return Ok(Err(reason)),
-    };
+) -> Result<(Begin<N, M>, LoadedFrom), NotLoaded> {
+    let manifest = read_manifest(store, name)?;
     if manifest.installation != of.installation {
         let (found, own) = (manifest.installation, of.installation.clone());
-        return Err(LoadError::Foreign { name: name.to_string(), found, own });
+        let foreign = LoadError::Foreign { name: name.to_string(), found, own };
+        return Err(NotLoaded::Unknown(foreign));
     }
-    let loaded = load(store, log, of, views, place, &manifest);
-    Ok(loaded.map(|(from, workers)| {
-        let workers = workers.into_iter().map(Some).collect();
-        let loaded = LoadedFrom {
-            epoch: manifest.epoch,
-            generation: manifest.generation,
-            sections: manifest.sections,
-            bytes: manifest.bytes_live,
-            took: Duration::ZERO,
-        };
-        (Begin { from, workers, loaded: None, broken: Vec::new(), checkpoints: None }, loaded)
-    }))
-}
-
-/// What a run goes on after, and what its workers have.
-type Resumed<const N: usize, M> = (Cursor, Vec<WorkerBegin<N, M>>);
-
-fn load<const N: usize, M: Group>(
-    store: &dyn Store,
-    log: &dyn Log,
-    of: &Of,
-    views: &Arc<Views<N, M>>,
-    place: Place,
-    manifest: &Manifest,
-) -> Result<Resumed<N, M>, String> {
-    let at = manifest.at()?;
-    check_job(manifest, of)?;
-    check_log(&at, log)?;
-    let sections = Sections::open(store, manifest)?;
-    // The ledgers side by side, and the rows beside them. Views have nothing until all is there.
-    let (ledgers, rows) = std::thread::scope(|scope| {
-        let sections = &sections;
-        let ledger = |worker| {
-            let peers = place.peers() as u32;
-            let settings = LedgerSettings {
-                shuffled: !of.engine.partitioned_by_id,
-                ..LedgerSettings::new(of.engine.lateness, worker as u32, peers)
-            };
-            let partitions = of.engine.id_partitions(log);
-            scope.spawn(move || load_ledger(store, sections, settings, partitions))
-        };
-        let ledgers: Vec<_> = place.own().map(ledger).collect();
-        let rows = load_rows(store, sections, &at, views);
-        let join = |thread: ScopedJoinHandle<'_, Result<Ledger, String>>| {
-            thread.join().unwrap_or_else(|_| Err("loading it ended by a panic".to_owned()))
-        };
-        (ledgers.into_iter().map(join).collect::<Result<Vec<_>, _>>(), rows)
-    });
-    let (ledgers, rows) = (ledgers?, rows?.finish().map_err(|e| e.to_string())?);
-    let (workers, peers) = (rows.len(), place.peers());
-    if workers != peers {
-        return Err(format!("the views are those of {workers} workers, there are {peers}"));
-    }
-    let rows = rows.into_iter().skip(place.own().start);
-    let begin = |(ledger, rows)| WorkerBegin { ledger, rows };
-    let workers = ledgers.into_iter().zip(rows).map(begin).collect();
-    let from = Cursor { row: Arc::new(at.row), next: at.remap_offset };
-    Ok((from, workers))
-}
-
-/// Loads the ledger of a worker: the vnodes that it owns now, whoever owned them before.
-fn load_ledger(
-    store: &dyn Store,
-    sections: &Sections,
-    settings: LedgerSettings,
-    partitions: u16,
-) -> Result<Ledger, String> {
-    let mut ledger = Ledger::new(settings);
-    for vnode in owned_vnodes(settings.worker, settings.peers, partitions) {
-        let parts = each(sections, Whose::Vnode)
-            .filter(|(_, key, _)| key.starts_with(&vnode_prefix(vnode)))
-            .map(|(index, key, place)| index.section(store, key, place))
-            .collect::<Result<Vec<_>, _>>()?;
-        let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
-        ledger.load_vnode(vnode, &parts).map_err(|e| e.to_string())?;
-    }
-    let (index, key, place) = each(sections, Whose::Impressions)
-        .next()
-        .ok_or("the section of what all ledgers know is missing")?;
-    let section = index.section(store, key, place)?;
-    ledger.load_impressions(&section).map_err(|e| e.to_string())?;
-    ledger.finish_load();
-    Ok(ledger)
-}
-
-/// The vnodes that a worker owns: those of its partitions, of so many that ids are divided into.
-pub(crate) fn owned_vnodes(
-    worker: u32,
-    peers: u32,
-    partitions: u16,
-) -> impl Iterator<Item = usize> {
-    let owner = move |&vnode: &usize| {
-        u32::from(hash::partition_of_vnode(vnode, partitions)) % peers == worker
+    let (from, workers) = load(store, log, of, views, place, &manifest)?;
+    let workers = workers.into_iter().map(Some).collect();
+    let loaded = LoadedFrom {
+        epoch: manifest.epoch,
+        generation: manifest.generation,
+        sections: manifest.sections,
+        bytes: manifest.bytes_live,
+        took: Duration::ZERO,
     };
-    (0..VNODES).filter(owner)
-}
-
-/// Loads views and accumulators.
-fn load_rows<const N: usize, M: Group>(
-    store: &dyn Store,
-    sections: &Sections,
-    at: &At,
-    views: &Arc<Views<N, M>>,
-) -> Result<Loader<N, M>, String> {
-    let mut loader = views.load(at.times());
-    for (index, key, place) in each(sections, Whose::Rows) {
-        let section = index.section(store, key, place)?;
-        loader.take(&section).map_err(|e| e.to_string())?;
-    }
-    Ok(loader)
-}
-
-/// The sections of one family of keys, by key.
-fn each(
-    sections: &Sections,
-    whose: Whose,
-) -> impl Iterator<Item = (&Index, &[u8], &super::pack::Place)> {
-    sections.indexes.iter().flat_map(move |index| {
-        let own = index.sections.iter().filter(move |(key, _)| Whose::of(key) == Some(whose));
-        own.map(move |(key, place)| (index, &key[..], place))
-    })
-}
-
-/// Whether a checkpoint is of the job's rollups and decided as the job decides.
-fn check_job(manifest: &Manifest, of: &Of) -> Result<(), String> {
-    if manifest.decided.is_decided_as(&of.decided) && manifest.rollups == of.rollups {
-        return Ok(());
-    }
-    let names = |manifest: &[trueup_operators::rollup::RollupSpec]| {
-        manifest.iter().map(|rollup| rollup.name.clone()).collect::<Vec<_>>().join(", ")
-    };
-    let (were, are) = (names(&manifest.rollups), names(&of.rollups));
-    Err(format!(
-        "epoch {}: the checkpoint is of the rollups {were}, with their dimensions, granularities \
-         and `rows_max`; the job's are {are}, or are other ones of these names",
-        manifest.epoch
-    ))
-}
-
-/// Whether a checkpoint is of this log, and the log goes on where it ends.
-fn check_log(at: &At, log: &dyn Log) -> Result<(), String> {
-    let epoch = at.row.epoch;
-    let next = at.remap_offset;
-    let (first, end) = (log.first(Topic::Remap, 0), remap::end(log));
-    if next > end || next < first {
-        return Err(format!(
-            "epoch {epoch}: its row is before offset {next} of the remap topic, the log has \
-             {first}..{end}"
-        ));
-    }
-    if next > first {
-        let own = read_row(log, next - 1).map_err(|e| format!("epoch {epoch}: {e}"))?;
-        if own.is_some_and(|own| own != at.row) {
-            return Err(format!(
-                "epoch {epoch}: the remap row at offset {} is not the checkpoint's: it is of \
-                 another log, or of a writer that was superseded",
-                next - 1
-            ));
-        }
-    }
-    for (topic, uptos) in [(Topic::Events, &at.row.events), (Topic::Verdicts, &at.row.verdicts)] {
-        let ends = log.ends(topic);
-        if ends.len() < uptos.len() {
-            return Err(format!("epoch {epoch}: the log has {} partitions", ends.len()));
-        }
-        for (partition, (upto, end)) in (0..).zip(uptos.iter().zip(ends)) {
-            let first = log.first(topic, partition);
-            if !(first..=end.offset).contains(&upto.offset) {
-                return Err(format!(
-                    "epoch {epoch}: it goes on at offset {} of partition {partition} of {}, the \
-                     log has {first}..{}",
-                    upto.offset,
-                    topic.name(),
-                    end.offset
-                ));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The row at an offset. `None`: the log has it no longer, which only a shared one may say.
-fn read_row(log: &dyn Log, offset: u64) -> Result<Option<RemapRow>, String> {
-    let frames =
-        log.read(Topic::Remap, 0, offset, offset + 1, 0).map_err(|e: LogError| e.to_string())?;
-    match frames.first() {
-        Some(frame) => RemapRow::decode(&frame.payload).map(Some),
-        None if log.is_shared() => Ok(None),
-        None => Err("the log gave no remap row".to_owned()),
-    }
+    Ok((Begin { figures: manifest.figures, ..Begin::after(from, workers) }, loaded))
 }
 
 /// What is missing of a log's beginning, if a run that begins there would miss it.
@@ -604,9 +523,8 @@ fn beginning_missing(log: &dyn Log) -> Option<String> {
     if first > 0 {
         return Some(format!("the remap topic begins at offset {first}"));
     }
-    // What others deleted of a shared log before the first epoch was never seen.
     if log.is_shared() {
-        return None;
+        return missing(log);
     }
     [Topic::Events, Topic::Verdicts].into_iter().find_map(|topic| {
         (0..log.partitions(topic)).find_map(|partition| {

@@ -15,20 +15,22 @@
 //! The calls block; they come from the threads that write and load checkpoints, never from a worker
 //! or from a thread that answers requests.
 
+#[cfg(feature = "s3")]
+use super::bucket::{self, Bucket};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::{
-    MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, WriteMultipart, local::LocalFileSystem,
-    path::Path as ObjectPath, prefix::PrefixStore,
+    MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayloadMut, local::LocalFileSystem,
+    path::Path as ObjectPath,
 };
 use std::{
     fs::{self, File},
     io,
-    ops::Range,
+    ops::{Deref, Range},
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::JoinSet};
 
 /// What is sent to the store at a time. (S3 takes parts of at least 5 MiB.)
 const PART_BYTES: usize = 8 << 20;
@@ -52,7 +54,8 @@ pub trait Store: Send + Sync {
     /// Bytes of an object: all that were asked for, or an error.
     ///
     /// # Errors
-    /// `Missing` if there is no such object; else when it is shorter, or cannot be read.
+    /// `Missing` if there is no such object, `Short` if it ends before; `Failed` when it cannot be
+    /// read, which says nothing of the object.
     fn read(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
 
     /// The objects in a folder, in no order.
@@ -66,6 +69,15 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// When the store cannot, and then it may be there or not.
     fn delete(&self, name: &str) -> Result<(), StoreError>;
+
+    /// Removes from a folder what writers left that did not come to their end, where a store keeps
+    /// such things.
+    ///
+    /// # Errors
+    /// When the store cannot.
+    fn remove_unfinished(&self, _folder: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 /// An object that is being written. Dropped before it is finished, it never was.
@@ -107,6 +119,24 @@ pub enum StoreError {
         /// Which.
         name: String,
     },
+    /// An object ends before what was asked for.
+    #[error("{name}: has {found} bytes, not {wanted}")]
+    Short {
+        /// Which.
+        name: String,
+        /// How many bytes it has.
+        found: u64,
+        /// How many it would need.
+        wanted: u64,
+    },
+    /// Nobody answers for the place; another time somebody may.
+    #[error("{name}: {reason}")]
+    Unreachable {
+        /// Which place.
+        name: String,
+        /// What was tried.
+        reason: String,
+    },
     /// Something else.
     #[error("{name}: {reason}")]
     Failed {
@@ -117,13 +147,63 @@ pub enum StoreError {
     },
 }
 
+/// Why something of a checkpoint was not read. What matters is whether asking again can help: what
+/// is wrong stays so, and an older checkpoint takes its place; of what a store did not give nothing
+/// is known, and who took that for broken would give a good checkpoint up.
+#[derive(Debug, thiserror::Error)]
+pub enum Unread {
+    /// It is not what was written, or is not there.
+    #[error("{0}")]
+    Wrong(String),
+    /// The store did not give it; another time it may.
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl From<StoreError> for Unread {
+    fn from(error: StoreError) -> Unread {
+        match error {
+            StoreError::Exists { .. } | StoreError::Missing { .. } | StoreError::Short { .. } => {
+                Unread::Wrong(error.to_string())
+            }
+            StoreError::Unreachable { .. } | StoreError::Failed { .. } => Unread::Store(error),
+        }
+    }
+}
+
+impl From<String> for Unread {
+    fn from(reason: String) -> Unread {
+        Unread::Wrong(reason)
+    }
+}
+
 /// A store behind the `object_store` crate.
 pub struct Objects {
     store: Arc<dyn ObjectStore>,
     /// The directory, if it is one: what is written there is synced.
     dir: Option<PathBuf>,
     /// Drives the store's futures: on the thread that calls, with this one for timers and parts.
-    runtime: Runtime,
+    runtime: Driver,
+}
+
+/// A runtime that may be dropped anywhere, also on a thread that must not block: nothing is under
+/// way in it between two calls.
+struct Driver(Option<Runtime>);
+
+impl Deref for Driver {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Objects {
@@ -131,13 +211,17 @@ impl Objects {
     /// is relative.
     ///
     /// # Errors
-    /// When it cannot be made or opened.
+    /// When it cannot be made or opened, or does not keep the promises above.
     pub fn open(base: &Path, place: &str) -> Result<Objects, StoreError> {
-        if place.contains("://") {
-            Objects::at_url(place)
-        } else {
-            Objects::in_dir(&base.join(place))
+        if !place.contains("://") {
+            return Objects::in_dir(&base.join(place));
         }
+        let objects = Objects::at_url(place)?;
+        #[cfg(feature = "s3")]
+        if objects.dir.is_none() {
+            bucket::refuse_unconditional(&objects, place)?;
+        }
+        Ok(objects)
     }
 
     /// The same as it is: changes nothing. `None` if it is a directory and not there.
@@ -172,26 +256,38 @@ impl Objects {
         Ok(Objects { store: Arc::new(store), dir: Some(dir.to_owned()), runtime: runtime(&name)? })
     }
 
-    /// A bucket or a directory by its URL, with what the environment says about access
-    /// (`AWS_ACCESS_KEY_ID` and so on).
+    /// A bucket (`s3://`) or a directory (`file://`) by its URL, with what the environment says
+    /// about access (`AWS_ACCESS_KEY_ID` and so on). A bucket is asked whether it is there.
     ///
     /// # Errors
-    /// When it is no URL, or none of a store that this build knows.
+    /// When it is neither, this build knows no S3, or the bucket cannot be used.
     pub fn at_url(url: &str) -> Result<Objects, StoreError> {
         let parsed = url::Url::parse(url).map_err(|e| failed(url, e))?;
-        if parsed.scheme() == "file" {
-            let dir = parsed.to_file_path().map_err(|()| failed(url, "is no path of a file"))?;
-            return Objects::in_dir(&dir);
+        match parsed.scheme() {
+            "file" => {
+                let dir =
+                    parsed.to_file_path().map_err(|()| failed(url, "is no path of a file"))?;
+                Objects::in_dir(&dir)
+            }
+            "s3" => Objects::in_bucket(url, &parsed),
+            _ => Err(failed(url, "is no place of checkpoints: give a directory, file:// or s3://")),
         }
-        if parsed.scheme() == "s3" && !cfg!(feature = "s3") {
-            let reason = "this build knows no S3; build with `--features s3`, or give a `file://`";
-            return Err(failed(url, reason));
-        }
-        let options = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
-        let (store, prefix) =
-            object_store::parse_url_opts(&parsed, options).map_err(|e| failed(url, e))?;
-        let store = Arc::new(PrefixStore::new(store, prefix));
-        Ok(Objects { store, dir: None, runtime: runtime(url)? })
+    }
+
+    #[cfg(feature = "s3")]
+    fn in_bucket(url: &str, parsed: &url::Url) -> Result<Objects, StoreError> {
+        let bucket = Bucket::of(parsed).map_err(|e| failed(url, e))?;
+        let store = bucket::connect(&bucket).map_err(|e| failed(url, e))?;
+        let store = object_store::prefix::PrefixStore::new(store, bucket.prefix.clone());
+        let objects = Objects { store: Arc::new(store), dir: None, runtime: runtime(url)? };
+        objects.runtime.block_on(bucket.ask(&*objects.store, url))?;
+        Ok(objects)
+    }
+
+    #[cfg(not(feature = "s3"))]
+    fn in_bucket(url: &str, _: &url::Url) -> Result<Objects, StoreError> {
+        let reason = "this build knows no S3; build with `--features s3`, or give a `file://`";
+        Err(failed(url, reason))
     }
 
     /// Makes the name and the bytes of a file durable.
@@ -206,37 +302,15 @@ impl Objects {
             .and_then(|()| sync_dir(dir));
         synced.map_err(|e| failed(name, e))
     }
-
-    /// Files of writers that did not come to their end: `object_store` writes under another name
-    /// first.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn remove_unfinished(&self, folder: &str) -> Result<(), StoreError> {
-        let Some(dir) = &self.dir else { return Ok(()) };
-        let entries = match fs::read_dir(dir.join(folder)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed(folder, error)),
-        };
-        for entry in entries {
-            let path = entry.map_err(|e| failed(folder, e))?.path();
-            if path.to_string_lossy().contains('#') {
-                fs::remove_file(&path).map_err(|e| failed(&path.display().to_string(), e))?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Store for Objects {
     fn create(&self, name: &str) -> Result<Box<dyn NewObject + '_>, StoreError> {
         let path = ObjectPath::from(name);
-        let upload =
-            self.runtime.block_on(self.store.put_multipart(&path)).map_err(|e| named(name, e))?;
-        let upload: Box<dyn MultipartUpload> = upload;
-        let parts = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-        Ok(Box::new(Upload { objects: self, name: name.to_owned(), parts }))
+        let upload = self.runtime.block_on(self.store.put_multipart(&path));
+        let (upload, name) = (upload.map_err(|e| named(name, e))?, name.to_owned());
+        let (filling, under_way) = <(PutPayloadMut, JoinSet<_>)>::default();
+        Ok(Box::new(Upload { objects: self, name, upload, filling, under_way, is_whole: false }))
     }
 
     fn publish(&self, name: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
@@ -251,12 +325,23 @@ impl Store for Objects {
             return Ok(Bytes::new());
         }
         let (path, wanted) = (ObjectPath::from(name), range.end - range.start);
-        let read = self.runtime.block_on(self.store.get_range(&path, range));
-        let bytes = read.map_err(|e| named(name, e))?;
-        if bytes.len() as u64 != wanted {
-            return Err(failed(name, format!("gave {} bytes of {wanted}", bytes.len())));
+        let read = self.runtime.block_on(self.store.get_range(&path, range.clone()));
+        let failure = match read {
+            Ok(bytes) if bytes.len() as u64 == wanted => return Ok(bytes),
+            Ok(bytes) => failed(name, format!("gave {} bytes of {wanted}", bytes.len())),
+            Err(error) => named(name, error),
+        };
+        if let StoreError::Missing { .. } = failure {
+            return Err(failure);
         }
-        Ok(bytes)
+        // Stores have no common word for a range that is not there.
+        let size = self.runtime.block_on(self.store.head(&path)).map(|object| object.size);
+        match size {
+            Ok(found) if found < range.end => {
+                Err(StoreError::Short { name: name.to_owned(), found, wanted: range.end })
+            }
+            _ => Err(failure),
+        }
     }
 
     fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
@@ -276,33 +361,105 @@ impl Store for Objects {
             Err(error) => Err(error),
         }
     }
+
+    /// `object_store` writes under another name first.
+    fn remove_unfinished(&self, folder: &str) -> Result<(), StoreError> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let entries = match fs::read_dir(dir.join(folder)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(folder, error)),
+        };
+        for entry in entries {
+            let path = entry.map_err(|e| failed(folder, e))?.path();
+            if path.to_string_lossy().contains('#') {
+                fs::remove_file(&path).map_err(|e| failed(&path.display().to_string(), e))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// An object on its way.
 struct Upload<'a> {
     objects: &'a Objects,
     name: String,
-    parts: WriteMultipart,
+    upload: Box<dyn MultipartUpload>,
+    /// The part that fills up.
+    filling: PutPayloadMut,
+    /// Those that are sent, at most [`PARTS_IN_FLIGHT_MAX`].
+    under_way: JoinSet<object_store::Result<()>>,
+    is_whole: bool,
+}
+
+impl Upload<'_> {
+    async fn take(&mut self, mut bytes: Bytes) -> object_store::Result<()> {
+        while !bytes.is_empty() {
+            let room = PART_BYTES - self.filling.content_length();
+            self.filling.push(bytes.split_to(room.min(bytes.len())));
+            if self.filling.content_length() == PART_BYTES {
+                self.send_part().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_part(&mut self) -> object_store::Result<()> {
+        while self.under_way.len() >= PARTS_IN_FLIGHT_MAX {
+            self.await_part().await?;
+        }
+        let part = std::mem::take(&mut self.filling).freeze();
+        self.under_way.spawn(self.upload.put_part(part));
+        Ok(())
+    }
+
+    /// Waits for one that is under way, if there are any.
+    async fn await_part(&mut self) -> object_store::Result<()> {
+        match self.under_way.join_next().await {
+            Some(sent) => sent?,
+            None => Ok(()),
+        }
+    }
+
+    async fn complete(&mut self) -> object_store::Result<()> {
+        if !self.filling.is_empty() {
+            self.send_part().await?;
+        }
+        while !self.under_way.is_empty() {
+            self.await_part().await?;
+        }
+        self.upload.complete().await.map(|_| ())
+    }
 }
 
 impl NewObject for Upload<'_> {
     fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
-        let parts = &mut self.parts;
-        let written = self.objects.runtime.block_on(async {
-            // In pieces: a section may be larger than all parts that may be under way.
-            for at in (0..bytes.len()).step_by(PART_BYTES) {
-                parts.wait_for_capacity(PARTS_IN_FLIGHT_MAX).await?;
-                parts.put(bytes.slice(at..bytes.len().min(at + PART_BYTES)));
-            }
-            Ok(())
-        });
-        written.map_err(|e: object_store::Error| named(&self.name, e))
+        let written = self.objects.runtime.block_on(self.take(bytes));
+        written.map_err(|e| named(&self.name, e))
     }
 
-    fn finish(self: Box<Self>) -> Result<(), StoreError> {
-        let Upload { objects, name, parts } = *self;
-        objects.runtime.block_on(parts.finish()).map_err(|e| named(&name, e))?;
-        objects.sync(&name)
+    fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        let completed = self.objects.runtime.block_on(self.complete());
+        completed.map_err(|e| named(&self.name, e))?;
+        self.is_whole = true;
+        self.objects.sync(&self.name)
+    }
+}
+
+/// Parts that were sent to a bucket and make up no object stay there, unseen and paid for, until
+/// they are told to go.
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        if self.is_whole {
+            return;
+        }
+        let given_up = self.objects.runtime.block_on(async {
+            self.under_way.shutdown().await;
+            self.upload.abort().await
+        });
+        if let Err(error) = given_up {
+            tracing::warn!(object = self.name, %error, "parts of an object that is none are left");
+        }
     }
 }
 
@@ -312,10 +469,10 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn runtime(name: &str) -> Result<Runtime, StoreError> {
+fn runtime(name: &str) -> Result<Driver, StoreError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(1).thread_name("checkpoint-io").enable_all();
-    builder.build().map_err(|e| failed(name, e))
+    builder.build().map(|runtime| Driver(Some(runtime))).map_err(|e| failed(name, e))
 }
 
 fn named(name: &str, error: object_store::Error) -> StoreError {

@@ -103,6 +103,11 @@ pub(crate) enum Role {
         /// Tells the leader of it.
         say: Box<dyn Fn(SealedPart) + Send + Sync>,
     },
+    /// Writes the state at the end of one epoch, and offers it when it is told to: a replay's.
+    Offer {
+        /// Of which.
+        upto: Epoch,
+    },
 }
 
 /// What is known about the checkpoints of a run; of a cluster's as a whole, in each process.
@@ -142,6 +147,8 @@ struct State {
     answer: Option<Ended>,
     /// Why this member writes no more parts.
     refuses: Option<String>,
+    /// The replay that was offered.
+    offered: Option<String>,
     /// The generation is over: nobody waits any more.
     stopping: bool,
 }
@@ -158,6 +165,8 @@ pub struct Checkpoints {
     generation: u64,
     writer: u32,
     role: Role,
+    /// The run began with what a replay has found and nobody has seen.
+    of_a_replay: bool,
     state: Mutex<State>,
     /// Something has changed that somebody may wait for.
     news: Condvar,
@@ -194,6 +203,7 @@ impl Checkpoints {
             has_said: false,
             answer: None,
             refuses: None,
+            offered: None,
             stopping: false,
         };
         let checkpoints = Arc::new(Checkpoints {
@@ -201,6 +211,7 @@ impl Checkpoints {
             generation: keeper.generation(),
             writer: keeper.writer(),
             role,
+            of_a_replay: keeper.begins_a_replay(),
             state: Mutex::new(state),
             news: Condvar::new(),
             pause_us: AtomicU64::new(0),
@@ -223,6 +234,12 @@ impl Checkpoints {
             return None;
         }
         let mut state = self.state.lock();
+        if let Role::Offer { upto } = self.role {
+            // Its `forced` says that it is to be offered.
+            let is_due = next.row.epoch == upto && !state.stopping;
+            let begun = is_due && self.begin(&mut state, next, before, ImageKind::Whole);
+            return begun.then_some(ImageKind::Whole);
+        }
         let due = state.forced || (!self.interval.is_zero() && Instant::now() >= state.due);
         if !due || state.fenced || state.stopping || state.status.under_way.is_some() {
             return None;
@@ -259,7 +276,7 @@ impl Checkpoints {
         let at = At {
             row: (*next.row).clone(),
             frontier_before: before.frontier(),
-            remap_offset: next.next,
+            remap_offset: next.behind,
         };
         self.pause_us.store(0, Ordering::Relaxed);
         let begin = Message::Begin { kind, at, began: Instant::now() };
@@ -267,7 +284,8 @@ impl Checkpoints {
             return false;
         }
         state.due = Instant::now() + self.interval;
-        state.forced = false;
+        // A replay is told to offer at any time.
+        state.forced &= self.offers();
         state.begun += 1;
         state.sealed.clear();
         state.has_said = false;
@@ -333,11 +351,45 @@ impl Checkpoints {
         self.news.notify_all();
     }
 
+    /// Whether the run began with what a replay has found and nobody has seen.
+    pub(crate) fn are_of_a_replay(&self) -> bool {
+        self.of_a_replay
+    }
+
+    /// Whether this run is a replay's, which takes none but writes what it offers.
+    pub(crate) fn offers(&self) -> bool {
+        matches!(self.role, Role::Offer { .. })
+    }
+
     /// Wants one of the next epoch that is fed; the number to wait for.
     pub(crate) fn force(&self) -> u64 {
         let mut state = self.state.lock();
         state.forced = true;
         state.begun + 1
+    }
+
+    /// Offers what a replay has found, when it is durable; the name of the replay.
+    ///
+    /// # Errors
+    /// Why it was not offered, or that it took longer than `patience`.
+    pub(crate) fn offer(
+        &self,
+        patience: Duration,
+        fault: impl Fn() -> Option<String>,
+    ) -> Result<String, String> {
+        self.state.lock().forced = true;
+        self.news.notify_all();
+        self.wait(1, patience, fault)?;
+        self.state.lock().offered.clone().ok_or_else(|| "this run offers nothing".to_owned())
+    }
+
+    /// Waits until what was written is to be offered. `false`: it is not.
+    fn is_to_offer(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.stopping && !state.forced {
+            self.news.wait(&mut state);
+        }
+        !state.stopping
     }
 
     /// Waits until a checkpoint that was forced has come to its end, or the run has a `fault`.

@@ -5,12 +5,15 @@
 
 mod crash;
 mod damage;
+pub(crate) mod flaky;
 mod generations;
+mod offers;
 mod places;
 pub(crate) mod recorded;
 pub(crate) mod resumed;
 mod roles;
 pub(crate) mod simulated;
+mod skewed;
 mod together;
 mod zombies;
 
@@ -28,7 +31,7 @@ use trueup_operators::{
 };
 
 /// State as a test sees it: bytes by key.
-type State = BTreeMap<Vec<u8>, Vec<u8>>;
+pub(crate) type State = BTreeMap<Vec<u8>, Vec<u8>>;
 
 const SETTINGS: KeepSettings = KeepSettings { kept: 2, whole_every: 4 };
 
@@ -65,7 +68,7 @@ fn pack(
     keeper.seal(taking, |key| state.contains_key(key))
 }
 
-fn take(
+pub(crate) fn take(
     keeper: &mut Keeper,
     epoch: u64,
     state: &State,
@@ -75,7 +78,7 @@ fn take(
     keeper.publish(packed, &at(epoch), Taken::default())
 }
 
-fn claim(store: &Arc<dyn Store>) -> Keeper {
+pub(crate) fn claim(store: &Arc<dyn Store>) -> Keeper {
     Keeper::claim(Arc::clone(store), SETTINGS, of()).unwrap()
 }
 
@@ -97,7 +100,7 @@ fn newest(store: &dyn Store) -> (Option<(u64, u64, State)>, Vec<String>) {
         });
         match loaded {
             Ok(state) => return (Some((name.epoch, name.generation, state)), broken),
-            Err(reason) => broken.push(reason),
+            Err(unread) => broken.push(unread.to_string()),
         }
     }
     (None, broken)
@@ -108,6 +111,6 @@ fn key(number: u64) -> Vec<u8> {
 }
 
 /// So many sections of different sizes.
-fn state(sections: u64, seed: u8) -> State {
+pub(crate) fn state(sections: u64, seed: u8) -> State {
     (0..sections).map(|n| (key(n), vec![seed.wrapping_add(n as u8); n as usize * 37])).collect()
 }

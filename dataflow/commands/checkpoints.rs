@@ -5,7 +5,7 @@ use super::Failure;
 use crate::{
     checkpoint::{
         keeper::{Sections, manifests, read_manifest},
-        manifest::{Manifest, ManifestName},
+        manifest::{At, Manifest, ManifestName},
         pack::PackOf,
         store::{Objects, Store},
     },
@@ -21,6 +21,8 @@ pub(super) struct Found {
     pub(super) are_well: bool,
     /// Each of them, newest first; and packs that none names.
     pub(super) told: Value,
+    /// Where in the log those are that are not broken, newest first.
+    pub(super) places: Vec<At>,
 }
 
 /// Looks at the checkpoints of an installation.
@@ -31,18 +33,26 @@ pub(super) fn look(config: &Config, installation: &str) -> Result<Found, Failure
     let place = &config.checkpoint.store;
     let unreadable = |e| Failure::Use(format!("the checkpoints cannot be read: {e}"));
     let store = Objects::open_existing(&config.data_dir, place).map_err(unreadable)?;
-    let Some(store) = store else { return Ok(Found { are_well: true, told: json!([]) }) };
+    let Some(store) = store else {
+        return Ok(Found { are_well: true, told: json!([]), places: Vec::new() });
+    };
     let (mut are_well, mut told, mut named) = (true, Vec::new(), BTreeSet::new());
+    let mut places = Vec::new();
     for name in manifests(&store).map_err(unreadable)? {
         let manifest = read_manifest(&store, name);
         if let Ok(manifest) = &manifest {
             named.extend(manifest.packs.iter().map(|pack| pack.name.clone()));
             named.extend(manifest.parts.iter().map(|part| part.pack.clone()));
         }
-        let broken = manifest.as_ref().map_or_else(
-            |reason| Some(reason.clone()),
-            |manifest| check(&store, manifest, installation).err(),
-        );
+        let checked = manifest.as_ref().map_err(|unread| unread.to_string());
+        let checked = checked.and_then(|manifest| check(&store, manifest, installation));
+        let broken = match checked {
+            Ok(place) => {
+                places.push(place);
+                None
+            }
+            Err(reason) => Some(reason),
+        };
         are_well &= broken.is_none();
         told.push(tell(name, manifest.as_ref().ok(), broken));
     }
@@ -54,14 +64,16 @@ pub(super) fn look(config: &Config, installation: &str) -> Result<Found, Failure
             .filter(|pack| !named.contains(&pack.name))
             .map(|pack| json!({ "unnamedPack": pack.name, "bytes": pack.bytes })),
     );
-    Ok(Found { are_well, told: Value::Array(told) })
+    Ok(Found { are_well, told: Value::Array(told), places })
 }
 
-fn check(store: &dyn Store, manifest: &Manifest, installation: &str) -> Result<(), String> {
+fn check(store: &dyn Store, manifest: &Manifest, installation: &str) -> Result<At, String> {
     if manifest.installation != installation {
         return Err(format!("it is of the installation {}", manifest.installation));
     }
-    Sections::open(store, manifest)?.check(store)
+    let read = Sections::open(store, manifest).and_then(|sections| sections.check(store));
+    read.map_err(|unread| unread.to_string())?;
+    manifest.at()
 }
 
 fn tell(name: ManifestName, manifest: Option<&Manifest>, broken: Option<String>) -> Value {

@@ -10,11 +10,13 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
 use trueup_generator::demo::Demo;
+use trueup_operators::access::{Action, Token};
 
 /// How often traffic is made.
 const TICK: Duration = Duration::from_millis(100);
@@ -25,6 +27,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// When the server cannot start, or a fault ends it.
 pub fn demo(command: cli::Demo) -> Result<(), Failure> {
     let mut config = command.common.load()?;
+    let token = token_of(&config.auth.tokens)?;
     let own = command.common.data.is_none() && command.common.config.is_none();
     if own {
         // Each demo begins empty; a run that should last names a directory.
@@ -32,10 +35,8 @@ pub fn demo(command: cli::Demo) -> Result<(), Failure> {
         config.data_dir = std::env::temp_dir().join(name);
     }
     let dir = config.data_dir.clone();
-    let stop = Arc::new(AtomicBool::new(false));
     let over = Arc::new(Notify::new());
-    let mut traffic = None;
-    let (stopping, ended) = (Arc::clone(&stop), Arc::clone(&over));
+    let (driven, ended) = mpsc::channel();
     let until = {
         let (over, duration) = (Arc::clone(&over), command.duration);
         async move {
@@ -45,32 +46,66 @@ pub fn demo(command: cli::Demo) -> Result<(), Failure> {
             }
         }
     };
-    let result = server::serve(config, until, |running| {
-        introduce(&running, &command);
-        let base = format!("http://{}", running.address);
+    let served = server::serve(config, until, |running| {
+        introduce(&running, &command, token.is_some());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (base, stopping) = (format!("http://{}", running.address), Arc::clone(&stop));
         let (rate, seed) = (command.rate, command.seed);
-        traffic = Some(std::thread::spawn(move || {
-            let result = drive(&Remote::new(&base, None), rate, seed, &stopping);
-            ended.notify_one();
+        let traffic = std::thread::spawn(move || {
+            let remote = Remote::new(&base, token.as_deref());
+            let result = drive(&remote, rate, seed, &stopping);
+            over.notify_one();
             result
-        }));
+        });
+        // The traffic ends before the server does: then nothing of it is refused.
+        Box::new(move || {
+            stop.store(true, Ordering::Release);
+            let _nobody_asks = driven.send(traffic.join());
+        })
     });
-    let stopped = stop.swap(true, Ordering::AcqRel);
-    debug_assert!(!stopped);
-    let driven = traffic.map(std::thread::JoinHandle::join);
-    if own && let Err(error) = std::fs::remove_dir_all(&dir) {
+    // A server that could not start has made nothing.
+    if own
+        && dir.exists()
+        && let Err(error) = std::fs::remove_dir_all(&dir)
+    {
         tracing::warn!(dir = %dir.display(), %error, "the demo's directory could not be removed");
     }
-    result?;
-    match driven {
-        Some(Ok(result)) => result,
-        Some(Err(_)) => Err(Failure::Internal("the traffic ended by a panic".into())),
-        None => Ok(()),
+    served?;
+    match ended.try_recv() {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(Failure::Internal("the traffic ended by a panic".into())),
+        // The server was told to stop twice.
+        Err(_) => Ok(()),
     }
 }
 
-fn introduce(running: &Running, command: &cli::Demo) {
+/// A token that may do what the traffic does: put metadata, and send events of all publishers and
+/// verdicts. None where nobody needs one.
+fn token_of(tokens: &[Token]) -> Result<Option<String>, Failure> {
+    let actions = [Action::Operate, Action::Collect, Action::Judge];
+    let may = |token: &&Token| {
+        token.publishers.is_empty() && actions.iter().all(|&action| token.role.may(action))
+    };
+    match tokens.iter().find(may) {
+        Some(token) => Ok(Some(token.token.clone())),
+        None if tokens.is_empty() => Ok(None),
+        None => Err(Failure::Use(format!(
+            "the configuration has {} in `auth.tokens` and none of an operator: the demo puts \
+             metadata and sends events and verdicts; add one with `role = \"operator\"`, or leave \
+             all tokens out",
+            tokens.len()
+        ))),
+    }
+}
+
+fn introduce(running: &Running, command: &cli::Demo, with_token: bool) {
     let base = format!("http://{}", running.address);
+    if with_token {
+        eprintln!(
+            "\n  the server asks for a token: add -H 'authorization: Bearer …' with one of \
+             `auth.tokens`"
+        );
+    }
     eprintln!(
         "\n  live page   {base}/\n  \
          report      curl '{base}/v1/reports/top?metric=clicks&by=adId&window=15m&limit=5'\n  \
@@ -97,7 +132,7 @@ fn drive(remote: &Remote, rate: f64, seed: u64, stop: &AtomicBool) -> Result<(),
     while !stop.load(Ordering::Acquire) {
         let tick = demo.tick(jiff::Timestamp::now().as_microsecond(), TICK.as_millis() as u64);
         if let Err(failure) = send(remote, &tick, stop) {
-            // A server that is stopping refuses; that is no failure of the demo.
+            // What was refused once is not sent again when it is time to stop.
             return if stop.load(Ordering::Acquire) { Ok(()) } else { Err(failure) };
         }
         next += TICK;

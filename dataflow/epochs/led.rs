@@ -7,7 +7,7 @@
 //! that does not know of all that a row names yet, because it asked the brokers before the leader
 //! did or got no answer, waits until it does.
 
-use super::{Epochs, Feeder, LOOK, Plan, bytes_held};
+use super::{Epochs, Feeder, LOOK, Plan, cut::all_ends};
 use crate::{
     remap::Cursor,
     words::{self, Said},
@@ -15,7 +15,6 @@ use crate::{
 use std::{
     sync::{
         Arc,
-        atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::Instant,
@@ -65,7 +64,7 @@ impl Epochs {
         let mut due = None::<Fed>;
         loop {
             if looked.is_none_or(|looked| looked.elapsed() >= self.settings.tick) {
-                self.shared_bytes.store(bytes_held(&*self.log), Ordering::Relaxed);
+                *self.shared_ends.lock() = Arc::new(all_ends(&*self.log));
                 looked = Some(Instant::now());
             }
             let fed = match due.take() {
@@ -110,16 +109,13 @@ impl Epochs {
             self.fail(format!("the leader feeds epoch {epoch} after epoch {last}"));
             return false;
         }
-        let next = Cursor { row: Arc::new(fed.row.clone()), next: fed.next };
+        let next = Cursor::of(fed.row.clone(), fed.next);
         let before = std::mem::replace(read, next).row;
         announce(read.row.times(&before));
         if let (Some(kind), Some(checkpoints)) = (fed.image, &self.checkpoints) {
             checkpoints.marked(read, &before, kind);
         }
-        let mut state = self.state.lock();
-        state.closed = read.clone();
-        state.bytes.push_back((read.row.epoch, self.shared_bytes.load(Ordering::Relaxed)));
-        drop(state);
+        self.state.lock().closed = read.clone();
         self.give(feeders, &Plan { before, row: Arc::clone(&read.row), image: fed.image })
     }
 }

@@ -2,11 +2,13 @@
 //! and nobody's workers ever get a row that does not count.
 #![allow(clippy::unwrap_used)]
 
+mod backlog;
+
 use super::*;
 use std::sync::mpsc::{Receiver, channel};
 use trueup_log::{Fsync, Journal, Settings, system_clock};
 use trueup_operators::{
-    log::{Done, Frame, append_and_wait},
+    log::{Done, End, Frame, append_and_wait},
     time::LogTime,
 };
 

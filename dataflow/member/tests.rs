@@ -7,20 +7,34 @@ use super::*;
 use crate::{
     CheckpointSettings, Output, RollupSpec, Source,
     ads::{AdBatch, AdContribution},
-    checkpoint::tests::{
-        recorded::{record, rollups},
-        resumed,
-        simulated::repeat,
+    checkpoint::{
+        keeper::{manifests, read_manifest},
+        store::{Objects, Store},
+        tests::{
+            flaky::Flaky,
+            recorded::{record, rollups},
+            resumed,
+            simulated::repeat,
+        },
     },
     cluster::{ClusterSettings, Secret},
     engine::EngineSettings,
     epochs::tests::Shared,
     topology::AdJob,
 };
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use timely::dataflow::operators::Inspect;
 use trueup_log::Journal;
-use trueup_operators::{metrics::Metrics, time::Epoch};
+use trueup_operators::{
+    log::{self, Append, Done, Frame, Log, Topic},
+    metrics::Metrics,
+    time::{Epoch, LogTime},
+};
 
 const EPOCHS: Epoch = 120;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,19 +60,23 @@ fn home_of<J: Job<4>>(
     resumed::home(job, Arc::new(Shared(journal)), store, engine)
 }
 
-/// Each listens where the system lets it, and knows those before it: that is all it needs.
+/// A process, which knows those before it: that is all it needs. It listens where the system lets
+/// it.
+fn cluster(dir: &Path, process: usize, threads: usize, hosts: &[String]) -> Cluster {
+    let secret = Secret::new(*b"known to all of these").unwrap();
+    let number = dir.join(format!("generation{process}"));
+    let settings = ClusterSettings {
+        listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        threads,
+        ..ClusterSettings::new("tests", secret, "1", process, hosts.to_vec(), number)
+    };
+    Cluster::open(settings).unwrap()
+}
+
 fn clusters(dir: &Path, processes: usize, threads: usize) -> Vec<Cluster> {
-    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-    let mut hosts = vec![anywhere.to_string(); processes];
+    let mut hosts = vec!["127.0.0.1:0".to_owned(); processes];
     let open = |process: usize| {
-        let secret = Secret::new(*b"known to all of these").unwrap();
-        let number = dir.join(format!("generation{process}"));
-        let settings = ClusterSettings {
-            listen: Some(anywhere),
-            threads,
-            ..ClusterSettings::new("tests", secret, "1", process, hosts.clone(), number)
-        };
-        let cluster = Cluster::open(settings).unwrap();
+        let cluster = cluster(dir, process, threads, &hosts);
         hosts[process] = cluster.address().unwrap().to_string();
         cluster
     };
@@ -92,7 +110,7 @@ fn session(
     };
     let members: Vec<Member> = clusters(store, processes, threads).into_iter().map(start).collect();
     let until = Instant::now() + PATIENCE;
-    let shown = |member: &Member| member.tables().visible().map_or(0, |at| at.epoch);
+    let shown = |member: &Member| member.served().visible().map_or(0, |at| at.epoch);
     while members.iter().any(|member| shown(member) < upto) {
         let faults: Vec<String> = members.iter().filter_map(Member::fault).collect();
         assert!(faults.is_empty(), "{faults:?}");
@@ -101,7 +119,7 @@ fn session(
         std::thread::sleep(Duration::from_millis(5));
     }
     let from = members[0].current().get().loaded.as_ref().map_or(0, |loaded| loaded.epoch);
-    let published = members.iter().map(|m| hashes(&*m.tables(), from, upto)).collect();
+    let published = members.iter().map(|m| hashes(&**m.served(), from, upto)).collect();
     for member in &members {
         assert_eq!(member.membership().generations, 1);
         member.stop();
@@ -183,5 +201,136 @@ fn a_panic_is_the_fault_of_its_process_and_of_no_other() {
     assert_eq!(members[0].fault(), None);
     let end = members[0].membership().last_end.unwrap();
     assert!(end.contains("process 1"), "{end}");
+    members.iter().for_each(Member::stop);
+}
+
+/// Of what a member's store does not give nothing is known: it leaves, all meet again, and all
+/// begin with the same checkpoint as if it had answered at once.
+#[test]
+fn a_member_whose_store_does_not_answer_for_a_while_costs_no_checkpoint() {
+    let seed = repeat("a_member_whose_store_does_not_answer_for_a_while_costs_no_checkpoint").1;
+    let dir = tempfile::tempdir().unwrap();
+    let (log, store) = (dir.path().join("log"), dir.path().join("store"));
+    record(&log, seed, 60);
+    session(&log, &store, [2, 1], 50, true);
+    let names = || manifests(&Objects::in_dir(&store).unwrap()).unwrap();
+    let newest = names()[0];
+    let objects: Arc<dyn Store> = Arc::new(Objects::in_dir(&store).unwrap());
+    // More than the leader would wait for: of a checkpoint that is wrong it would be told then.
+    let flaky = Flaky::new(objects, 1, u64::from(LOADS_MAX) + 2);
+    let start = |(process, cluster): (usize, Cluster)| {
+        let mut home = home(&log, Some(&store), settings(1, 60, true));
+        if process == 1 {
+            let (_, decided) = home.store.take().unwrap();
+            home.store = Some((Arc::clone(&flaky) as Arc<_>, decided));
+        }
+        Member::start(home, cluster).unwrap()
+    };
+    let clusters = clusters(&store, 2, 1);
+    let members: Vec<Member> = clusters.into_iter().enumerate().map(start).collect();
+    let until = Instant::now() + PATIENCE;
+    let shown = |member: &Member| member.served().visible().map_or(0, |at| at.epoch);
+    while members.iter().any(|member| shown(member) < 60) {
+        let told: Vec<_> = members.iter().map(|m| (shown(m), m.fault(), m.membership())).collect();
+        assert!(Instant::now() < until, "epoch 60 is not visible: {told:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(flaky.is_well(), "not all has failed that was to fail");
+    for member in &members {
+        let run = member.current().get();
+        let loaded = run.loaded.as_ref().map(|loaded| loaded.epoch);
+        assert_eq!((loaded, run.passed_over), (Some(newest.epoch), 0));
+        assert!(member.membership().generations > 1 && member.fault().is_none());
+    }
+    members.iter().for_each(Member::stop);
+}
+
+/// A log whose remap topic has lost its first rows, or loses them while it is read.
+struct Shortened(Shared, AtomicU64);
+
+impl Log for Shortened {
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn partitions(&self, topic: Topic) -> u16 {
+        self.0.partitions(topic)
+    }
+
+    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
+        self.0.append(frames, done)
+    }
+
+    fn ends(&self, topic: Topic) -> Vec<log::End> {
+        self.0.ends(topic)
+    }
+
+    fn first(&self, topic: Topic, partition: u16) -> u64 {
+        let first = self.0.first(topic, partition);
+        if topic == Topic::Remap { self.1.load(Ordering::SeqCst) } else { first }
+    }
+
+    fn read(
+        &self,
+        topic: Topic,
+        partition: u16,
+        from: u64,
+        to: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<Frame>, LogError> {
+        let first = self.first(topic, partition);
+        if from < first {
+            return Err(LogError::OutOfRange { topic, partition, offset: from, first, end: to });
+        }
+        self.0.read(topic, partition, from, to, bytes_max)
+    }
+
+    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
+        self.0.offset_at(topic, partition, time)
+    }
+}
+
+/// What the oldest checkpoint needs is enough for all that comes: for a start, and for processes
+/// that meet again when one of them was lost.
+#[test]
+fn processes_meet_again_on_a_log_that_has_lost_its_beginning() {
+    let seed = repeat("processes_meet_again_on_a_log_that_has_lost_its_beginning").1;
+    let dir = tempfile::tempdir().unwrap();
+    let (recorded, store) = (dir.path().join("log"), dir.path().join("store"));
+    record(&recorded, seed, 60);
+    session(&recorded, &store, [2, 1], 50, true);
+    let objects = Objects::in_dir(&store).unwrap();
+    let names = manifests(&objects).unwrap();
+    let needed = |&name| read_manifest(&objects, name).unwrap().at().unwrap().remap_offset;
+    let first = names.iter().map(needed).min().unwrap();
+    let log = || {
+        let (journal, _) = Journal::open_read_only(&recorded).unwrap();
+        Arc::new(Shortened(Shared(journal), AtomicU64::new(first)))
+    };
+    let start = |cluster| {
+        let job = AdJob { rollups: rollups() };
+        let home = resumed::home(job, log(), Some(&store), settings(1, 60, true));
+        Member::start(home, cluster).unwrap()
+    };
+    let until = Instant::now() + PATIENCE;
+    let wait = |members: &[Member], generation: u64| {
+        let shown = |member: &Member| member.served().visible().map_or(0, |at| at.epoch);
+        let is_there = |member: &Member| shown(member) == 60 && member.membership().together;
+        let has_met = |member: &Member| member.membership().generation >= generation;
+        while !members.iter().all(|member| is_there(member) && has_met(member)) {
+            let told: Vec<_> = members.iter().map(|m| (m.fault(), m.membership())).collect();
+            assert!(Instant::now() < until, "{told:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let mut members: Vec<Member> = clusters(&store, 2, 1).into_iter().map(start).collect();
+    wait(&members, 1);
+    let met = members[0].membership().generation;
+    let lost = members.remove(1);
+    lost.stop();
+    drop(lost);
+    let leader = members[0].cluster.address().unwrap().to_string();
+    members.push(start(cluster(&store, 1, 1, &[leader, "127.0.0.1:0".to_owned()])));
+    wait(&members, met + 1);
     members.iter().for_each(Member::stop);
 }

@@ -12,7 +12,13 @@ impl Node {
         let Some(oldest) = engine.checkpoints().and_then(|checkpoints| checkpoints.oldest()) else {
             return;
         };
-        if let Err(error) = shortening.shorten(self.host.log(), &oldest, self.collector()) {
+        // Before the views show anything, they do not know either what they list.
+        let (log, tables) = (self.host.log(), self.host.tables());
+        if tables.visible().is_none() {
+            return;
+        }
+        let first_listed = tables.first_listed();
+        if let Err(error) = shortening.shorten(log, &oldest, first_listed, self.collector()) {
             tracing::warn!(%error, "the log could not be shortened; it is tried again");
         }
     }

@@ -226,8 +226,10 @@ fn of_event(
         _ => What::Figures { cells },
     };
     let late = recomputed.or(engine).is_some_and(|(fate, _)| fate == Fate::TooLate);
+    let (topic, partition) = position.place();
     let dimensions = [
-        ("partition", position.partition.to_string()),
+        ("topic", topic.name().to_owned()),
+        ("partition", partition.to_string()),
         ("offset", position.offset.to_string()),
         ("row", position.row.to_string()),
     ];

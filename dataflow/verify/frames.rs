@@ -1,16 +1,22 @@
 //! Frames as rows of plain values: columns found by name, texts by value. A dictionary's texts are
 //! looked up once a frame, everything else once a row.
+//!
+//! What is no batch of events is the same here as for the engine: a column that is missing or of
+//! another type, a code that nobody knows, and, in a row of the known version, a price that no
+//! collector takes.
 
+use crate::ipc;
 use arrow_array::{
-    Array, DictionaryArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-    UInt8Array, UInt16Array, UInt64Array, types::UInt16Type,
+    Array, DictionaryArray, FixedSizeBinaryArray, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray, UInt8Array, UInt16Array, UInt64Array, types::UInt16Type,
 };
 use arrow_ipc::reader::StreamReader;
 use std::{collections::HashMap, rc::Rc};
 use trueup_operators::{
     event::{DIMENSIONS, Verdict, columns},
     hash,
-    log::Frame,
+    log::{FRAME_RECORDS_MAX, Frame},
+    money::PRICE_MICROS_MAX,
 };
 
 /// The dimensions of an event, as numbers of [`Texts`]; 0 is absent.
@@ -66,6 +72,9 @@ impl Texts {
     }
 }
 
+/// The schema version that is understood.
+pub(super) const KNOWN_VERSION: u16 = 1;
+
 /// What happened, as the log writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -96,27 +105,30 @@ pub(super) fn events(
     texts: &mut Texts,
     mut take: impl FnMut(Row<'_>),
 ) -> Result<(), String> {
-    let reader = StreamReader::try_new(frame.payload.as_slice(), None)
-        .map_err(|error| format!("is no Arrow IPC stream: {error}"))?;
-    let mut before = 0;
-    for batch in reader {
-        let batch = batch.map_err(|error| format!("holds no record batch: {error}"))?;
-        let columns = EventColumns::find(&batch, texts)?;
-        for row in 0..batch.num_rows() {
-            let number = u16::try_from(before + row)
-                .map_err(|_| format!("holds more than {} events", u16::MAX))?;
-            take(columns.row(number, row)?);
-        }
-        before += batch.num_rows();
+    let batch =
+        ipc::guarded(|| StreamReader::try_new(frame.payload.as_slice(), None)?.next().transpose())
+            .map_err(|error| format!("is no Arrow IPC stream: {error}"))?
+            .ok_or("holds no record batch")?;
+    if batch.num_rows() != frame.records as usize {
+        let (found, said) = (batch.num_rows(), frame.records);
+        return Err(format!("holds {found} events, its header says {said}"));
     }
-    if before != frame.records as usize {
-        return Err(format!("holds {before} events, its header says {}", frame.records));
+    if batch.num_rows() > FRAME_RECORDS_MAX {
+        return Err(format!("holds more than {FRAME_RECORDS_MAX} events"));
+    }
+    let columns = EventColumns::find(&batch, texts)?;
+    for row in 0..batch.num_rows() {
+        // The limit above is that of 16 bits.
+        take(columns.row(row as u16, row)?);
     }
     Ok(())
 }
 
 /// The verdicts of a frame, in order.
 pub(super) fn verdicts(frame: &Frame) -> Result<Vec<Verdict>, String> {
+    if let Some(foreign) = &frame.foreign {
+        return Err(foreign.to_string());
+    }
     let verdicts: Vec<Verdict> = serde_json::from_slice(&frame.payload)
         .map_err(|error| format!("is no array of verdicts: {error}"))?;
     if verdicts.len() != frame.records as usize {
@@ -154,6 +166,12 @@ impl<'a> EventColumns<'a> {
             let dimension = array.map(|array| Dimension::of(name, array, texts)).transpose()?;
             dimensions.push(dimension);
         }
+        let is_hash = |array: &FixedSizeBinaryArray| array.value_length() == 16;
+        let hashes: [Option<&FixedSizeBinaryArray>; 2] =
+            [Some(required(batch, columns::ID_HASH)?), optional(batch, columns::IMPRESSION_HASH)?];
+        if !hashes.into_iter().flatten().all(is_hash) {
+            return Err("a column of hashes has others than of 16 bytes".into());
+        }
         Ok(EventColumns {
             ids: required(batch, columns::EVENT_ID)?,
             payloads: required(batch, columns::PAYLOAD_HASH)?,
@@ -180,6 +198,7 @@ impl<'a> EventColumns<'a> {
             *value = dimension.as_ref().map_or(0, |d| d.number(row));
         }
         let impressions = self.impressions.filter(|array| array.is_valid(row));
+        let schema_version = self.versions.filter(|a| a.is_valid(row)).map_or(1, |a| a.value(row));
         Ok(Row {
             number,
             id: self.ids.value(row),
@@ -188,9 +207,9 @@ impl<'a> EventColumns<'a> {
             occurred_us: self.times.value(row),
             dimensions,
             cost_nanos: self
-                .cost_nanos(kind, row)
+                .cost_nanos(kind, schema_version, row)
                 .map_err(|what| format!("row {number}: {what}"))?,
-            schema_version: self.versions.filter(|a| a.is_valid(row)).map_or(1, |a| a.value(row)),
+            schema_version,
             impression: impressions.map(|array| array.value(row)),
             born_invalid: self.reasons.is_some_and(|array| array.is_valid(row)),
         })
@@ -198,7 +217,7 @@ impl<'a> EventColumns<'a> {
 
     /// A click costs its price when that is per click, a conversion when it is per action, and an
     /// impression a thousandth when it is per thousand.
-    fn cost_nanos(&self, kind: Kind, row: usize) -> Result<i64, String> {
+    fn cost_nanos(&self, kind: Kind, schema_version: u16, row: usize) -> Result<i64, String> {
         let price_micros = self.prices.filter(|a| a.is_valid(row)).map_or(0, |a| a.value(row));
         let basis = self.bases.filter(|a| a.is_valid(row)).map_or(0, |a| a.value(row));
         let factor = match (basis, kind) {
@@ -207,9 +226,13 @@ impl<'a> EventColumns<'a> {
             (0..=2, _) => 0,
             (code, _) => return Err(format!("the price basis {code} is unknown")),
         };
-        price_micros
-            .checked_mul(factor)
-            .ok_or_else(|| format!("the price {price_micros} is absurd"))
+        if schema_version != KNOWN_VERSION {
+            return Ok(0);
+        }
+        if !(0..=PRICE_MICROS_MAX).contains(&price_micros) {
+            return Err(format!("the price {price_micros} is not from 0 to {PRICE_MICROS_MAX}"));
+        }
+        Ok(price_micros * factor)
     }
 }
 

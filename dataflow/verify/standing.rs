@@ -18,7 +18,7 @@
 
 use super::{
     SetAside,
-    frames::{Dimensions, Kind, Row},
+    frames::{Dimensions, KNOWN_VERSION, Kind, Row},
 };
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -28,12 +28,9 @@ use trueup_operators::{
     change::Counts,
     event::{Fate, Position, Target, Verdict},
     feed::EpochTimes,
-    log::Frame,
+    log::{Frame, Topic},
     time::{Lateness, LogTime, MINUTE_US},
 };
-
-/// The schema version that is understood.
-const KNOWN_VERSION: u16 = 1;
 
 /// What an event adds to its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,19 +196,24 @@ impl Book {
 
     /// A message that is no batch of events.
     pub(super) fn foreign(&mut self, frame: &Frame) {
-        let fate = Fate::Quarantined;
-        self.counts.fates[fate as usize] += 1;
-        let (partition, offset) = (frame.partition, frame.offset);
+        self.counts.fates[Fate::Quarantined as usize] += 1;
+        self.listed(Topic::Events, frame);
+    }
+
+    /// A message that is set aside, whatever it counts as.
+    pub(super) fn listed(&mut self, topic: Topic, frame: &Frame) {
         self.quarantine.push(SetAside {
-            fate,
-            position: Position { partition, offset, row: 0 },
+            fate: Fate::Quarantined,
+            position: Position::of_message(topic, frame.partition, frame.offset),
             log_time: frame.log_time,
             event_id: String::new(),
         });
     }
 
     fn fate(&mut self, frame: &Frame, row: &Row<'_>) -> Fate {
-        if row.schema_version != KNOWN_VERSION {
+        let skew_us_max = self.lateness.future_skew_us_max;
+        let ahead = i128::from(row.occurred_us) - i128::from(frame.log_time.0);
+        if row.schema_version != KNOWN_VERSION || ahead > skew_us_max.into() {
             return Fate::Quarantined;
         }
         if let Some(&number) = self.by_id.get(row.id) {
@@ -219,7 +221,7 @@ impl Book {
             let same = known.payload == row.payload as u32;
             return if same { Fate::Duplicate } else { Fate::Conflict };
         }
-        let minute_us = row.occurred_us.div_euclid(MINUTE_US) * MINUTE_US;
+        let minute_us = row.occurred_us.div_euclid(MINUTE_US).saturating_mul(MINUTE_US);
         if self.is_too_late(minute_us, frame.log_time) {
             self.remember(row, None);
             return Fate::TooLate;
@@ -233,7 +235,8 @@ impl Book {
     }
 
     fn is_too_late(&self, minute_us: i64, log_time: LogTime) -> bool {
-        log_time.0 >= minute_us + MINUTE_US + self.lateness.correction_horizon_us
+        let kept_us = MINUTE_US + self.lateness.correction_horizon_us;
+        log_time.0 >= minute_us.saturating_add(kept_us)
     }
 
     fn remember(&mut self, row: &Row<'_>, counted: Option<Counted>) {

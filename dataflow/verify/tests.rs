@@ -4,6 +4,7 @@
 
 mod ads1;
 mod engine;
+mod foreign;
 mod memory_log;
 mod reports;
 mod rules;

@@ -4,6 +4,9 @@
 use crate::problem::Problem;
 use serde::{Deserialize, Serialize};
 
+/// The fewest bytes of a token where others than this machine may connect: fewer are guessed.
+pub const TOKEN_BYTES_MIN: usize = 8;
+
 /// What a token may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,6 +71,43 @@ impl std::fmt::Debug for Token {
     }
 }
 
+/// Checks the tokens of a configuration. Names them by their places, never by what they are.
+///
+/// # Errors
+/// When a request could not carry one, or anybody could guess it, or what it may do is not clear.
+pub fn check_tokens(tokens: &[Token], only_loopback: bool) -> Result<(), String> {
+    for (at, Token { token, role, publishers }) in tokens.iter().enumerate() {
+        if token.is_empty() {
+            return Err(format!("`auth.tokens[{at}]` is empty; give it a secret"));
+        }
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(format!(
+                "`auth.tokens[{at}]` holds a space or something else that no header carries; use \
+                 ASCII letters, digits and signs"
+            ));
+        }
+        if !only_loopback && token.len() < TOKEN_BYTES_MIN {
+            return Err(format!(
+                "`auth.tokens[{at}]` has {} bytes; give it {TOKEN_BYTES_MIN} or more, or listen on \
+                 127.0.0.1",
+                token.len()
+            ));
+        }
+        if let Some(first) = tokens[..at].iter().position(|other| other.token == *token) {
+            return Err(format!(
+                "`auth.tokens[{first}]` and `auth.tokens[{at}]` are the same; a token has one role"
+            ));
+        }
+        if *role != Role::Collector && !publishers.is_empty() {
+            return Err(format!(
+                "`auth.tokens[{at}]` has `publishers`, which bind a collector's token; its role is \
+                 {role:?}: leave them out, or make it `collector`"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// All tokens of an installation.
 #[derive(Clone, Debug, Default)]
 pub struct Access(Vec<Token>);
@@ -117,7 +157,7 @@ impl Access {
         if self.0.is_empty() {
             return Ok(Identity { index: 0, role: Role::Operator, publishers: &[] });
         }
-        let sent = authorization.and_then(|h| h.strip_prefix("Bearer ")).ok_or_else(|| {
+        let sent = authorization.and_then(bearer).ok_or_else(|| {
             Problem::new(
                 401,
                 "no_token",
@@ -155,6 +195,12 @@ impl Access {
     }
 }
 
+/// The token of a header; the scheme is written in any case (RFC 9110).
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     // Lengths are no secret; the content is.
     a.len() == b.len()
@@ -179,10 +225,45 @@ mod tests {
         assert_eq!(role.map(|_| ()).map_err(|p| p.status), Err(403));
         let good = access.check(Some("Bearer s3cret"), Action::Collect).expect("covered");
         assert_eq!(good.publishers, ["pub_17"]);
+        for header in ["bearer s3cret", "BEARER   s3cret "] {
+            assert!(access.check(Some(header), Action::Collect).is_ok(), "{header}");
+        }
+        for header in ["s3cret", "Basic s3cret", "Bearers3cret", "Bearer", "Bearer ", ""] {
+            let refused = access.check(Some(header), Action::Collect);
+            assert_eq!(refused.map(|_| ()).map_err(|p| p.status), Err(401), "{header}");
+        }
         assert!(!format!("{access:?}").contains("s3cret"));
         assert_eq!(
             Access::default().check(None, Action::Operate).expect("open").role,
             Role::Operator
         );
+    }
+    #[test]
+    fn tokens_that_protect_nothing_are_refused() {
+        let token = |token: &str, role, publishers: &[&str]| Token {
+            token: token.into(),
+            role,
+            publishers: publishers.iter().map(|&p| p.into()).collect(),
+        };
+        let check = |tokens: &[Token]| check_tokens(tokens, false);
+        let good = token("s3cret-of-8", Role::Collector, &["pub_17"]);
+        assert_eq!(check(&[good.clone(), token("12345678", Role::Reader, &[])]), Ok(()));
+        for (bad, why) in [
+            (token("", Role::Operator, &[]), "tokens[1]` is empty"),
+            (token(" s3cret-of-8", Role::Operator, &[]), "space"),
+            (token("s3cret-of-8\n", Role::Operator, &[]), "space"),
+            (token("        ", Role::Operator, &[]), "space"),
+            (token("s3cret-öf-8", Role::Operator, &[]), "no header carries"),
+            (token("1234567", Role::Operator, &[]), "has 7 bytes"),
+            (token("s3cret-of-8", Role::Operator, &[]), "`auth.tokens[0]` and `auth.tokens[1]`"),
+            (token("another-one", Role::Operator, &["pub_17"]), "`publishers`"),
+            (token("another-one", Role::Reader, &["pub_17"]), "Reader"),
+        ] {
+            let error = check(&[good.clone(), bad.clone()]).expect_err(why);
+            assert!(error.contains(why), "{error}");
+            assert!(bad.token.trim().is_empty() || !error.contains(&bad.token), "{error}");
+        }
+        assert_eq!(check_tokens(&[token("short", Role::Reader, &[])], true), Ok(()));
+        assert!(check_tokens(&[token("", Role::Reader, &[])], true).is_err());
     }
 }

@@ -17,7 +17,7 @@
 //! | `occurred_at`, `received_at` | time, required | |
 //! | `campaign_id`, `ad_id` | dict, required | |
 //! | `advertiser_id` `publisher_id` `placement_id` `country` `region` `device_type` `creative_id` | dict | |
-//! | `price_micros` | Int64 | 0 when absent |
+//! | `price_micros` | Int64 | 0 when absent; from 0 to [`crate::money::PRICE_MICROS_MAX`] |
 //! | `price_basis` | UInt8 | [`PriceBasis`]; 0 (cpc) when absent |
 //! | `value_micros` | Int64 | a conversion's value |
 //! | `schema_version` | UInt16 | 1 when absent; one that is not known is quarantined |
@@ -29,15 +29,18 @@
 //! | `consent_state` | dict | derived: granted, limited, denied, unknown, not_applicable |
 //! | `invalid_reason` | dict | set: the collector took the event as invalid, and why |
 //! | `extra` | Utf8 | fields that are not in this table, a JSON object |
+//!
+//! Rows of another schema version may hold any price, because nobody reads them.
 
 use crate::{
     hash::IdHash,
-    log::Frame,
+    log::{Frame, PARTITIONS_MAX, Topic},
     money::{Nanos, PriceBasis},
     symbols::Symbols,
     time::EventTime,
 };
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -73,17 +76,23 @@ impl EventType {
     }
 }
 
-/// What a valid event of this type costs. Exact: a CPM price is a thousandth, in nanos.
+/// What a valid event of this type costs. Exact: a CPM price is a thousandth, in nanos. No event
+/// may carry a higher price than [`crate::money::PRICE_MICROS_MAX`]; one that is far beyond it
+/// stands at the limit of nanos.
 #[inline]
 pub const fn cost(event: EventType, basis: PriceBasis, price_micros: i64) -> Nanos {
     match (event, basis) {
         (EventType::Click, PriceBasis::Cpc) | (EventType::Conversion, PriceBasis::Cpa) => {
-            Nanos(price_micros * 1_000)
+            Nanos(price_micros.saturating_mul(1_000))
         }
         (EventType::Impression, PriceBasis::Cpm) => Nanos(price_micros),
         _ => Nanos(0),
     }
 }
+
+/// The collector takes no event that is older than this or as new as that: 2000-01-01 and
+/// 2100-01-01, µs.
+pub const OCCURRED_US: Range<i64> = 946_684_800_000_000..4_102_444_800_000_000;
 
 /// The dimensions that a rollup may have: name in the outside contract, column in the log.
 pub const DIMENSIONS: [(&str, &str); 9] = [
@@ -134,15 +143,34 @@ pub mod columns {
     pub const EXTRA: &str = "extra";
 }
 
-/// Where one event is: its frame, and its row in it.
+/// Where one event is: its frame, and its row in it. Or where a message is that is none of ours, in
+/// whatever topic: such are listed with the events that were set aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {
-    /// The partition of the events topic.
+    /// The partition of the events topic. Of another topic, the topic stands in the two highest
+    /// bits: see [`Position::of_message`] and [`Position::place`].
     pub partition: u16,
     /// The frame.
     pub offset: u64,
     /// The row in the frame.
     pub row: u16,
+}
+
+/// The bits of a position's partition that are one.
+const PARTITION_BITS: u32 = 14;
+
+impl Position {
+    /// Of a message as a whole.
+    pub const fn of_message(topic: Topic, partition: u16, offset: u64) -> Position {
+        const { assert!(PARTITIONS_MAX <= 1 << PARTITION_BITS && Topic::ALL.len() == 4) };
+        Position { partition: (topic as u16) << PARTITION_BITS | partition, offset, row: 0 }
+    }
+
+    /// The topic, and the partition of it.
+    pub const fn place(self) -> (Topic, u16) {
+        let topic = Topic::ALL[(self.partition >> PARTITION_BITS) as usize];
+        (topic, self.partition & ((1 << PARTITION_BITS) - 1))
+    }
 }
 
 /// What became of an event.
@@ -157,7 +185,8 @@ pub enum Fate {
     Duplicate = 1,
     /// The id of an event that the ledger has, with another payload. The first wins.
     Conflict = 2,
-    /// Not understood (an unknown schema version); kept to be read later.
+    /// Not understood (an unknown schema version), or further ahead of its log time than an event
+    /// may be; kept to be read later.
     Quarantined = 3,
     /// After the correction horizon of its minute.
     TooLate = 4,
@@ -283,4 +312,24 @@ pub struct Verdict {
 #[inline]
 pub fn event_time<B: EventBatch>(batch: &B, row: usize) -> EventTime {
     EventTime(batch.times_us()[row])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_tells_the_topic_and_those_of_events_are_as_they_were() {
+        for topic in Topic::ALL {
+            for partition in [0, 1, PARTITIONS_MAX - 1] {
+                let position = Position::of_message(topic, partition, 7);
+                assert_eq!(position.place(), (topic, partition));
+                assert_eq!((position.offset, position.row), (7, 0));
+            }
+        }
+        let event = Position { partition: 3, offset: 7, row: 0 };
+        assert_eq!(Position::of_message(Topic::Events, 3, 7), event);
+        let all = Topic::ALL.map(|topic| Position::of_message(topic, 3, 7));
+        assert!(all.is_sorted(), "of an epoch, events come first");
+    }
 }

@@ -61,7 +61,8 @@ pub enum Feed<B> {
     Open(EpochTimes),
     /// A frame of the epoch.
     Batch(Arc<Located<B>>),
-    /// A message of a shared log that is no batch of events: only to be told of.
+    /// A message of a shared log that is none of ours: only to be told of. One of the events topic
+    /// counts as one event; in other topics are no events.
     Foreign(Incident),
 }
 

@@ -62,7 +62,9 @@ pub struct Frame {
     /// The offset after it, from which reading goes on: `offset + 1`, or more where a frame was
     /// put together from many small messages ([`Log::frame_end`]).
     pub next: u64,
-    /// When the log took it; never decreases within a partition.
+    /// When the log took it. The embedded log's times never decrease within a partition. Those of a
+    /// shared log are by the clock of whichever machine took it then, and may: who reads an epoch
+    /// keeps each between what the epoch before it and its own are complete to.
     pub log_time: LogTime,
     /// The version of the payload's schema.
     pub schema_version: u16,
@@ -163,8 +165,9 @@ impl Append {
 pub struct End {
     /// The offset after the last durable frame.
     pub offset: u64,
-    /// Every frame at or after `offset` has, or will get, a log time of at least this. For a
-    /// partition with nothing under way that is the time of asking.
+    /// Every frame at or after `offset` has, or will get, a log time of at least this, as far as
+    /// the clocks of a shared log's machines agree. For a partition with nothing under way that is
+    /// the time of asking.
     pub complete_to: LogTime,
     /// Bytes of all durable frames that are still held, headers included; of Kafka an estimate.
     pub bytes: u64,
@@ -202,6 +205,12 @@ pub enum LogError {
         /// What happened.
         reason: String,
     },
+    /// A log on other machines, of which none answers, could not be opened: it may answer later.
+    #[error("{reason}")]
+    Away {
+        /// Who was asked, and what came of it.
+        reason: String,
+    },
     /// The bytes on disk are not what was written. Never skipped over.
     #[error("{file}, byte {at}: {reason}")]
     Corrupt {
@@ -232,6 +241,13 @@ pub enum LogError {
         /// Which limit, and the value.
         reason: String,
     },
+}
+
+impl LogError {
+    /// Whether the same question may be answered later, with nothing changed.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, LogError::Unavailable { .. } | LogError::Busy { .. })
+    }
 }
 
 /// Topics of partitions of frames.
@@ -277,6 +293,12 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// When the log cannot be read.
     fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError>;
+
+    /// About how many bytes an offset of a partition takes, of a log that others append to: nobody
+    /// else knows what came. `None` where nothing of the partition's topic was seen yet.
+    fn offset_bytes(&self, _topic: Topic, _partition: u16) -> Option<u64> {
+        None
+    }
 
     /// The offset before which a frame that begins at `offset` ends: the one after it, unless
     /// frames are put together from many messages. Read from `offset` up to it, or to the end of

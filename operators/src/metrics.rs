@@ -3,7 +3,10 @@
 //!
 //! [`Group`] is what the two-stage sums need of a group; [`Metrics`] is the one of the ad job.
 
-use crate::{event::EventType, money::Nanos};
+use crate::{
+    event::EventType,
+    money::{self, Nanos},
+};
 use serde::{Deserialize, Serialize};
 
 /// A commutative group of fixed-size elements, with a count of the records that were summed.
@@ -27,6 +30,21 @@ pub trait Group: Copy + Default + PartialEq + std::fmt::Debug + Send + Sync + 's
 
     /// The figures as integers, in the order of [`Group::COLUMNS`].
     fn columns(&self, out: &mut Vec<i64>);
+
+    /// The figures in the units that they are summed in, before anything is rounded, in the order
+    /// of [`Group::COLUMNS`]. Sums that outgrow the element are exact in these.
+    fn exact(&self, out: &mut Vec<i128>) {
+        let mut figures = Vec::with_capacity(Self::COLUMNS.len());
+        self.columns(&mut figures);
+        out.extend(figures.into_iter().map(i128::from));
+    }
+
+    /// A figure of [`Group::exact`], or a sum of such, as [`Group::columns`] writes it: in the unit
+    /// of the column with this place in [`Group::COLUMNS`], rounded once.
+    fn rounded(column: usize, exact: i128) -> i128 {
+        let _ = column;
+        exact
+    }
 
     /// How many bytes [`Group::write`] appends. At most 65,535.
     const BYTES: usize;
@@ -63,6 +81,9 @@ pub struct Metrics {
 }
 
 const _: () = assert!(size_of::<Metrics>() == 40);
+
+/// The place of `spendMicros` among the columns.
+const SPEND_COLUMN: usize = 5;
 
 impl Metrics {
     /// What one event adds: `cost` only if it is valid.
@@ -155,6 +176,21 @@ impl Group for Metrics {
         ]);
     }
 
+    fn exact(&self, out: &mut Vec<i128>) {
+        out.extend([
+            i128::from(self.impressions),
+            i128::from(self.clicks),
+            i128::from(self.conversions),
+            i128::from(self.invalid_impressions),
+            i128::from(self.invalid_clicks),
+            i128::from(self.spend.0),
+        ]);
+    }
+
+    fn rounded(column: usize, exact: i128) -> i128 {
+        if column == SPEND_COLUMN { money::nanos_to_micros(exact) } else { exact }
+    }
+
     const BYTES: usize = 36;
 
     /// Little-endian: `i64` impressions, `i64` nanos, five `i32` counters in the order of the
@@ -242,6 +278,18 @@ mod tests {
             prop_assert_eq!(Metrics::read(&bytes), Some(a));
             bytes.resize(len, 0);
             prop_assert_eq!(Metrics::read(&bytes).is_some(), len == Metrics::BYTES);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn exact_figures_round_to_the_columns(a in metrics(), wide in any::<(i64, i64)>()) {
+            let a = Metrics { impressions: wide.0, spend: Nanos(wide.1), ..a };
+            let (mut columns, mut exact) = (Vec::new(), Vec::new());
+            a.columns(&mut columns);
+            a.exact(&mut exact);
+            let rounded = exact.into_iter().enumerate().map(|(i, e)| Metrics::rounded(i, e));
+            prop_assert!(rounded.eq(columns.into_iter().map(i128::from)));
         }
     }
 

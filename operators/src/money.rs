@@ -23,10 +23,16 @@ pub const PRICE_MICROS_MAX: i64 = 1_000_000_000;
 impl Nanos {
     /// Rounded to whole micros, half to even.
     pub const fn to_micros(self) -> Micros {
-        let (whole, rest) = (self.0.div_euclid(1_000), self.0.rem_euclid(1_000));
-        let up = rest > 500 || (rest == 500 && whole.rem_euclid(2) == 1);
-        Micros(whole + up as i64)
+        // A thousandth of an `i64` is one.
+        Micros(nanos_to_micros(self.0 as i128) as i64)
     }
+}
+
+/// A sum of nanos of any size rounded to whole micros, half to even.
+pub const fn nanos_to_micros(nanos: i128) -> i128 {
+    let (whole, rest) = (nanos.div_euclid(1_000), nanos.rem_euclid(1_000));
+    let up = rest > 500 || (rest == 500 && whole.rem_euclid(2) == 1);
+    whole + up as i128
 }
 
 /// What a price is paid for.

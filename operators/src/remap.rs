@@ -13,11 +13,17 @@
 //! compare-and-append without any transaction: who appended reads on to its own row to learn
 //! whether it counts.
 //!
+//! # Where a log begins
+//!
+//! A log that others wrote to before the first start may no longer have its beginning. Then the
+//! first row *begins*: it holds nothing, and its offsets say from where on epochs hold anything. So
+//! that is decided once, like everything else about epochs, whatever is deleted later.
+//!
 //! # Format, version 2, little-endian
 //!
 //! ```text
 //! 0   u8   version = 2
-//! 1   u8   reserved = 0
+//! 1   u8   1: the row begins; else 0
 //! 2   u16  partitions of events     ─┐
 //! 4   u16  partitions of verdicts    │ e, v, m
 //! 6   u16  partitions of metadata   ─┘
@@ -50,8 +56,9 @@ pub struct Writer {
 pub struct Upto {
     /// The offset after the last frame.
     pub offset: u64,
-    /// Frames before `offset` have at most, frames from it on at least this log time. An idle
-    /// partition that is read to its end carries the time of closing.
+    /// Frames before `offset` have at most, frames from it on at least this log time: where the
+    /// clocks of a shared log say otherwise, the row is right and who reads the epoch makes it so.
+    /// An idle partition that is read to its end carries the time of closing.
     pub log_time: LogTime,
 }
 
@@ -62,6 +69,8 @@ pub struct RemapRow {
     pub epoch: Epoch,
     /// Who closed it.
     pub writer: Writer,
+    /// It holds nothing: what is before its offsets belongs to no epoch.
+    pub begins: bool,
     /// By partition of the events topic.
     pub events: Vec<Upto>,
     /// By partition of the verdicts topic.
@@ -77,6 +86,7 @@ impl RemapRow {
         RemapRow {
             epoch: 0,
             writer: Writer::default(),
+            begins: false,
             events: none(events),
             verdicts: none(verdicts),
             metadata: none(metadata),
@@ -130,7 +140,7 @@ impl RemapRow {
     /// Writes the format above.
     pub fn encode(&self) -> Vec<u8> {
         let parts = [&self.events, &self.verdicts, &self.metadata];
-        let mut bytes = vec![REMAP_VERSION as u8, 0];
+        let mut bytes = vec![REMAP_VERSION as u8, self.begins.into()];
         for part in parts {
             // At most `PARTITIONS_MAX`.
             bytes.extend((part.len() as u16).to_le_bytes());
@@ -173,11 +183,15 @@ impl RemapRow {
             }
             Ok(uptos)
         };
+        let begins = match head[1] {
+            flag @ (0 | 1) => flag == 1,
+            other => return Err(format!("a remap row has the flag {other}, known are 0 and 1")),
+        };
         let (events, verdicts, metadata) = (part(count(2))?, part(count(4))?, part(count(6))?);
         if at != bytes.len() {
             return Err(format!("a remap row has {} bytes, not {at}", bytes.len()));
         }
-        Ok(RemapRow { epoch, writer, events, verdicts, metadata })
+        Ok(RemapRow { epoch, writer, begins, events, verdicts, metadata })
     }
 }
 
@@ -189,6 +203,7 @@ mod tests {
     fn encodes_and_refuses_what_it_did_not_write() {
         let mut row = RemapRow::origin(3, 1, 1);
         row.epoch = 7;
+        row.begins = true;
         row.writer = Writer { generation: 3, nonce: u64::MAX };
         row.events[2] = Upto { offset: 9, log_time: LogTime(-5) };
         row.events[0] = Upto { offset: 1, log_time: LogTime(44) };
@@ -198,6 +213,9 @@ mod tests {
             assert!(RemapRow::decode(&bytes[..cut]).is_err(), "{cut}");
         }
         assert_eq!((row.frontier(), row.latest()), (LogTime(-5), LogTime(44)));
+        let unknown = [&bytes[..1], &[2], &bytes[2..]].concat();
+        let error = RemapRow::decode(&unknown).expect_err("no flag of ours");
+        assert!(error.contains("flag 2"), "{error}");
         let unknown = [&[9], &bytes[1..]].concat();
         let error = RemapRow::decode(&unknown).expect_err("no version of ours");
         assert!(error.contains("version 9"), "{error}");

@@ -133,7 +133,8 @@ pub struct Lateness {
     pub allowed_lateness_us: i64,
     /// After this the bucket is *final*: what comes now is *too late* and changes no row.
     pub correction_horizon_us: i64,
-    /// The collector refuses events that claim to come from further ahead than this.
+    /// How far ahead of its log time an event may claim to have happened. The collector refuses
+    /// what is further ahead, and the ledger sets aside what others wrote past it.
     pub future_skew_us_max: i64,
 }
 
@@ -143,6 +144,14 @@ impl Lateness {
     #[inline]
     pub const fn too_late(&self, minute: Bucket, at: LogTime) -> bool {
         at.0 >= Granularity::Minute.end(minute).0 + self.correction_horizon_us
+    }
+
+    /// Whether an event claims to come from further ahead of its log time than any may. It is set
+    /// aside: its id could be forgotten before its minute is over ([`Lateness::retention_us`]), and
+    /// the minute would hardly ever be final.
+    #[inline]
+    pub const fn too_early(&self, time: EventTime, at: LogTime) -> bool {
+        time.0 > at.0.saturating_add(self.future_skew_us_max)
     }
 
     /// What a bucket that ends at `end` is once the log is complete to `frontier`.

@@ -55,6 +55,21 @@ pub(crate) async fn status(State(queries): State_, headers: HeaderMap, uri: Uri)
     Ok(json(status.to_string()))
 }
 
+/// `POST /v1/replays`: takes up what a replay has found and offers. `/v1/status` says when it is
+/// shown.
+pub(crate) async fn take_up_replay(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
+    queries.check(&headers, Action::Operate)?;
+    Params::of(&uri)?.finish()?;
+    blocking(&queries, |q| q.runtime.take_up_replay()).await?;
+    Ok((StatusCode::ACCEPTED, json(r#"{"status":"begun"}"#.to_owned())).into_response())
+}
+
+/// Which events can be asked for.
+pub(crate) const EVENTS_KNOWN: &str = "an event is known from when the views hold it, a moment \
+    after its acknowledgement (`freshnessSeconds` of `/v1/status`), until the ledger forgets it, \
+    some time after the correction horizon; one in quarantine, while it is among the newest there \
+    and the log holds it: ask again after a moment for one that was sent just now";
+
 /// `GET /v1/events/{eventId}`
 pub(crate) async fn event(
     State(queries): State_,
@@ -65,13 +80,7 @@ pub(crate) async fn event(
     queries.check(&headers, Action::Operate)?;
     Params::of(&uri)?.finish()?;
     let unknown = |detail: String| {
-        Problem::new(
-            404,
-            "unknown_event",
-            "no such event is known",
-            detail,
-            "events are known from their acknowledgement until the correction horizon has passed",
-        )
+        Problem::new(404, "unknown_event", "no such event is known", detail, EVENTS_KNOWN)
     };
     if id.len() > EVENT_ID_BYTES_MAX {
         return Err(unknown(format!("an event id has at most {EVENT_ID_BYTES_MAX} bytes")));

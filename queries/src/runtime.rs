@@ -16,6 +16,19 @@ pub trait Runtime: ReadEvents {
     /// A 503 that says what it waits for.
     fn ready(&self) -> Result<(), Problem>;
 
+    /// Begins anew with the figures that a replay offers, while what was shown last is shown.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn take_up_replay(&self) -> Result<(), Problem>;
+
+    /// Whether what the views hold may be shown: from the first time on that they were as far as
+    /// the log was when the server began. Asked for every request, on threads that may not block.
+    ///
+    /// # Errors
+    /// A 503 that says what it waits for.
+    fn shows(&self) -> Result<(), Problem>;
+
     /// The metrics in the text format of Prometheus.
     fn metrics_text(&self) -> String;
 

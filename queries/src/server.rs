@@ -5,9 +5,11 @@ use crate::{
 };
 use axum::{
     Router,
+    extract::{Request, State},
     http::{HeaderMap, Uri, header},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
@@ -111,7 +113,7 @@ fn turns() -> usize {
 /// that it can be merged with the collector's; [`crate::unknown_route`] and
 /// [`crate::unknown_method`] are there for the whole.
 pub fn router(state: Arc<Queries>) -> Router {
-    Router::new()
+    let of_views = Router::new()
         .route("/v1/reports/campaigns/{campaign_id}", get(reports::campaign))
         .route("/api/v1/analytics", get(reports::analytics))
         .route("/v1/reports/totals", get(reports::totals))
@@ -121,14 +123,29 @@ pub fn router(state: Arc<Queries>) -> Router {
         .route("/v1/views/{name}/subscribe", get(subscribe::subscribe))
         .route("/v1/quarantine", get(views::quarantine))
         .route("/v1/events/{event_id}", get(ops::event))
+        .route_layer(from_fn_with_state(Arc::clone(&state), while_shown));
+    Router::new()
         .route("/v1/status", get(ops::status))
+        .route("/v1/replays", post(ops::take_up_replay))
         .route("/healthz", get(ops::healthz))
         .route("/readyz", get(ops::readyz))
         .route("/metrics", get(ops::metrics))
         .route("/openapi.json", get(ops::openapi))
         .route("/", get(dashboard::page))
         .route("/dashboard/{file}", get(dashboard::asset))
+        .merge(of_views)
         .with_state(state)
+}
+
+/// Lets nobody see the views while a start goes through what was shown before: each answer would be
+/// right for its epoch, and older than one that somebody has.
+async fn while_shown(
+    State(queries): State<Arc<Queries>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    queries.runtime.shows()?;
+    Ok(next.run(request).await)
 }
 
 /// A JSON answer that no cache keeps.

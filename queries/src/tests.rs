@@ -37,6 +37,7 @@ const LAG_US: i64 = 1_500_000;
 #[derive(Default)]
 pub(crate) struct FakeRuntime {
     pub(crate) unready: AtomicBool,
+    pub(crate) hides: AtomicBool,
     pub(crate) now_us: std::sync::atomic::AtomicI64,
 }
 
@@ -57,6 +58,18 @@ impl Runtime for FakeRuntime {
     fn ready(&self) -> Result<(), Problem> {
         if self.unready.load(Ordering::Relaxed) {
             return Err(Problem::new(503, "catching_up", "not yet", "12 frames behind", "wait"));
+        }
+        Ok(())
+    }
+
+    fn take_up_replay(&self) -> Result<(), Problem> {
+        Err(Problem::new(409, "replay_not_possible", "no replay", "not in tests", "do not ask"))
+    }
+
+    fn shows(&self) -> Result<(), Problem> {
+        if self.hides.load(Ordering::Relaxed) {
+            let problem = Problem::new(503, "catching_up", "not yet", "epoch 3 of 9", "wait");
+            return Err(problem.retry_after(1));
         }
         Ok(())
     }

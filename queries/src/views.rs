@@ -35,7 +35,8 @@ const EVENTS_DEFAULT: usize = 100;
 const EVENTS_MAX: usize = 1_000;
 
 /// The columns of a list of events.
-const EVENT_COLUMNS: [&str; 6] = ["reason", "partition", "offset", "row", "logTime", "event"];
+const EVENT_COLUMNS: [&str; 7] =
+    ["reason", "topic", "partition", "offset", "row", "logTime", "event"];
 
 /// `GET /v1/views`
 pub(crate) async fn list(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
@@ -75,13 +76,13 @@ fn describe(catalog: &Catalog, view: &View, rows: u64) -> Value {
             })
         }
         ViewKind::Events(fates) => {
-            let kinds = ["text", "integer", "integer", "integer", "time", "object"];
+            let kinds = ["text", "text", "integer", "integer", "integer", "time", "object"];
             let columns: Vec<_> =
                 EVENT_COLUMNS.iter().zip(kinds).map(|(name, kind)| column(name, kind)).collect();
             let reasons: Vec<_> = fates.iter().map(|f| f.code()).collect();
             value!({
                 "name": view.name, "kind": "events", "reasons": reasons, "columns": columns,
-                "key": ["partition", "offset", "row"], "rows": rows,
+                "key": ["topic", "partition", "offset", "row"], "rows": rows,
             })
         }
     }
@@ -251,9 +252,11 @@ async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask) -> Answer
 
 /// An event that did not count, as a row.
 pub(crate) fn event_row<R: ReadEvents + ?Sized>(events: &R, incident: &Incident) -> Value {
-    let Position { partition, offset, row } = incident.position;
+    let Position { offset, row, .. } = incident.position;
+    let (topic, partition) = incident.position.place();
     let mut out = value!({
         "reason": incident.fate.code(),
+        "topic": topic.name(),
         "partition": partition,
         "offset": offset,
         "row": row,

@@ -109,4 +109,15 @@ impl RowBlock {
         self.folded.push(folded);
         debug_assert_eq!(self.values.len(), self.starts_us.len() * self.value_width);
     }
+
+    /// Removes all rows and takes on the shape of another block.
+    pub(crate) fn reset_like(&mut self, other: &RowBlock) {
+        self.reset(other.key_width, other.value_width);
+    }
+
+    /// Appends a row of a block of the same shape, with another difference.
+    pub(crate) fn copy(&mut self, row: &RowRef<'_>, diff: i8) {
+        let values = |to: &mut Vec<i64>| to.extend_from_slice(row.values);
+        self.push(row.start_us, row.key, values, row.version, row.state, (diff, row.folded));
+    }
 }

@@ -1,5 +1,6 @@
 //! The lists of events that did not count, one per fate and worker: append-only, in the order of
-//! (epoch, position in the log), the newest kept.
+//! (epoch, position in the log), the newest kept. With those that were quarantined go messages of
+//! other topics of a shared log that are none of ours; their positions say so.
 //!
 //! What is *in the view* does not depend on the number of workers: at an epoch it is the newest
 //! `incidents_max` of all workers together. So each list keeps its own newest `incidents_max` of
@@ -16,7 +17,7 @@ use trueup_operators::{
 
 /// Reads an event of the log back as JSON: views remember where an event is, not all it said.
 pub trait ReadEvents: Send + Sync + 'static {
-    /// The event at a position, as its sender would recognise it.
+    /// The event at a position, as its sender would recognise it; or the message.
     ///
     /// # Errors
     /// Why it cannot be read any more.
@@ -115,6 +116,11 @@ impl List {
             self.first_part += 1;
             self.skip -= PART_ENTRIES;
         }
+    }
+
+    /// The epoch of the oldest entry.
+    pub(crate) fn first(&self) -> Option<Epoch> {
+        (self.len() > 0).then(|| self.get(0).0)
     }
 
     /// How many there ever were up to an epoch.
@@ -276,7 +282,9 @@ mod tests {
         for epoch in 0..10 {
             list.push(epoch, incident(epoch));
         }
+        assert_eq!(List::default().first(), None);
         list.trim(6, 3);
+        assert_eq!(list.first(), Some(4));
         assert_eq!((list.get(0).0, list.len()), (4, 6));
         assert_eq!((list.total(6), list.total(9)), (7, 10));
         assert_eq!(cut(6, 3, |f| f(&list)), (4, incident(4).position));

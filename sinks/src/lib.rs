@@ -8,6 +8,7 @@
 pub mod block;
 pub mod catalog;
 pub mod incidents;
+pub mod restatement;
 mod segment;
 pub mod tables;
 pub mod views;
@@ -15,6 +16,7 @@ pub mod views;
 pub use block::RowBlock;
 pub use catalog::{Catalog, View, ViewId, ViewKind};
 pub use incidents::ReadEvents;
+pub use restatement::{Restated, Restatement};
 pub use tables::{
     Filter, Follow, IncidentKey, IncidentPage, Memory, Page, Place, ReadError, Slots, Span, Start,
     Step, SumQuery, Summed, Tables,

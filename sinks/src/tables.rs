@@ -318,6 +318,10 @@ pub trait Tables: Send + Sync + 'static {
         rows_max: usize,
     ) -> Result<IncidentPage, ReadError>;
 
+    /// The first epoch of which an event may be listed that did not count; `None` when none is. An
+    /// event of an epoch before can be in no list.
+    fn first_listed(&self) -> Option<Epoch>;
+
     /// Begins a subscription.
     ///
     /// # Errors

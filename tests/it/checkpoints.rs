@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use trueup_generator::random::Random;
 
@@ -163,6 +163,40 @@ fn without_any_checkpoint_the_log_is_read_from_its_beginning() {
     assert_eq!(code, Some(0), "{out}");
 }
 
+/// Nobody sees the views go through what they showed before, with or without a checkpoint.
+#[test]
+fn what_is_shown_after_a_start_is_not_older_than_what_was_shown_before_it() {
+    let mut random = random("what_is_shown_after_a_start_is_not_older");
+    for config in [CONFIG, "[checkpoint]\ninterval = \"0s\""] {
+        let home = Home::new(config);
+        let mut server = home.start();
+        let page = "/v1/views/audience_minute?limit=1";
+        let mut shown = 0;
+        for round in 0..60 {
+            send(&server.client(), round, &mut random);
+            shown = server.client().get(page).expect(200).json["asOfEpoch"].as_u64().unwrap();
+        }
+        server.kill();
+        server = Server::spawn(&home, home.serve());
+        let first = wait_for("an answer", SOON, || {
+            // Until it listens, nobody answers.
+            let answer = server.client().try_get(page).ok()?;
+            if answer.status == 200 {
+                return Some(answer);
+            }
+            assert_eq!((answer.status, &answer.problem()[..]), (503, "catching_up"));
+            let detail = answer.json["detail"].as_str().unwrap();
+            assert!(detail.starts_with("epoch ") && detail.contains(" of "), "{detail}");
+            assert!(answer.retry_after.is_some(), "{answer:?}");
+            None
+        });
+        let epoch = first.json["asOfEpoch"].as_u64().unwrap();
+        assert!(epoch >= shown, "epoch {epoch} after {shown} was shown");
+        assert_eq!(server.client().get("/readyz").status, 200);
+        verify(&home, &server.client());
+    }
+}
+
 #[test]
 fn a_drain_takes_a_last_checkpoint_and_the_next_start_has_little_to_do() {
     let mut random = random("a_drain_takes_a_last_checkpoint");
@@ -198,6 +232,7 @@ fn older_parts_of_the_log_go_and_a_start_does_not_miss_them() {
 [log]
 segment_bytes_max = "64KiB"
 retention = "1s"
+retention_listed = "1s"
 [time]
 allowed_lateness = "1s"
 correction_horizon = "2s"
@@ -245,6 +280,66 @@ interval = "150ms"
     assert_eq!(server.wait().code(), Some(2));
     let told = home.stderr();
     assert!(told.contains("no longer has its beginning"), "{told}");
+}
+
+/// An event in conflict is listed and nowhere but in the log: age does not delete it, size does,
+/// and that is told.
+#[test]
+fn listed_events_keep_their_segment_until_size_deletes_it() {
+    let config = |bytes_max: &str| {
+        format!(
+            r#"
+[log]
+segment_bytes_max = "64KiB"
+retention = "1s"
+retention_bytes_max = "{bytes_max}"
+[time]
+allowed_lateness = "1s"
+correction_horizon = "2s"
+future_skew_max = "1s"
+[checkpoint]
+interval = "150ms"
+"#
+        )
+    };
+    let home = Home::new(&config("0"));
+    let mut server = home.start();
+    let at_us = now_us();
+    let (mut once, mut twice) = (click("in conflict", at_us), click("in conflict", at_us));
+    (once["priceMicros"], twice["priceMicros"]) = (json!(1), json!(2));
+    server.client().collect(&[once, twice]).expect(202);
+    let listed = |client: &Client| {
+        client.get("/v1/quarantine?reason=id_conflict").expect(200).json["rows"][0].clone()
+    };
+    let deleted = |client: &Client, of: &str| status(client)["log"][of].as_u64().unwrap();
+    let mut sent = 0;
+    let mut send = |client: &Client| {
+        let at_us = now_us();
+        let clicks: Vec<Value> = (0..50).map(|i| click(&format!("{}", sent + i), at_us)).collect();
+        sent += 50;
+        client.collect(&clicks).expect(202);
+    };
+    // The ledger remembers for 64 s: but for the list, segments would go from then on.
+    let until = Instant::now() + Duration::from_secs(90);
+    while Instant::now() < until {
+        send(&server.client());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(deleted(&server.client(), "segmentsDeleted"), 0);
+    assert_eq!(listed(&server.client())["event"]["eventId"], "in conflict");
+    server.kill();
+
+    home.configure(&config("256KiB"));
+    server = home.start();
+    wait_for("size to delete", SOON, || {
+        send(&server.client());
+        (deleted(&server.client(), "segmentsDeletedListed") > 0).then_some(())
+    });
+    wait_for("the event to be gone", SOON, || {
+        listed(&server.client())["eventError"].is_string().then_some(())
+    });
+    assert!(home.stderr().contains("still listed"), "{}", home.stderr());
+    assert!(server.terminate().success());
 }
 
 #[test]

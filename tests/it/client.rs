@@ -121,7 +121,16 @@ impl Client {
     /// Puts a document.
     #[track_caller]
     pub(crate) fn put(&self, path: &str, body: &[u8]) -> Answer {
-        let request = self.agent.put(self.url(path)).header("content-type", "application/json");
+        self.put_with(path, &[], body)
+    }
+
+    /// The same, with headers.
+    #[track_caller]
+    pub(crate) fn put_with(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut request = self.agent.put(self.url(path)).header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         let sent = request.send(body).and_then(answer);
         sent.unwrap_or_else(|e| panic!("PUT {path}: {e}"))
     }

@@ -35,12 +35,15 @@ fn the_effective_configuration_is_printed_and_can_be_read_again() {
     let by_environment = run(&[]);
     assert_eq!(by_environment["data_dir"].as_str(), Some("/file"));
     assert_eq!(by_environment["workers"]["threads"].as_integer(), Some(5));
+    // It is `time.future_skew_max` alone that says so.
+    assert!(by_environment["limits"].get("future_skew_us_max").is_none());
+    assert!(by_environment["limits"]["body_bytes_max"].is_integer());
     assert_eq!(run(&["--workers", "6"])["workers"]["threads"].as_integer(), Some(6));
 }
 
 #[test]
 fn wrong_use_ends_with_2_and_says_what_is_wrong() {
-    let cases: [(&str, &str); 7] = [
+    let cases: [(&str, &str); 8] = [
         ("[time]\nallowed_latenes = \"5m\"\n", "did you mean `allowed_lateness`?"),
         ("[time]\ntick = \"soon\"\n", "`soon`"),
         ("[time]\nallowed_lateness = \"2d\"\n", "correction_horizon"),
@@ -48,6 +51,7 @@ fn wrong_use_ends_with_2_and_says_what_is_wrong() {
         ("[[rollup]]\nname = \"r\"\ndimensions = [\"campaignId\", \"cuontry\"]\n", "`cuontry`"),
         ("[limits]\nbody_bytes_max = \"many\"\n", "many"),
         ("[limits]\npixel_linger_ms = 5000\n", "pixel_linger_ms"),
+        ("[limits]\nfuture_skew_us_max = 5\n", "future_skew_us_max"),
     ];
     for (config, named) in cases {
         let home = Home::new(config);
@@ -70,6 +74,41 @@ fn wrong_use_ends_with_2_and_says_what_is_wrong() {
         assert_eq!(output.status.code(), Some(2), "{command}: {}", text(&output.stderr));
         assert!(text(&output.stderr).contains(&missing), "{}", text(&output.stderr));
     }
+}
+
+/// What a process of a cluster needs is told before it takes a port or makes a directory.
+#[test]
+fn a_worker_is_told_what_it_lacks_before_it_takes_anything() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret").display().to_string();
+    let home = Home::new(&format!(
+        "[log]\nkind = \"kafka\"\n[kafka]\nbrokers = \"127.0.0.1:1\"\n\
+         [checkpoint]\nstore = \"/shared\"\n[cluster]\nsecret_file = \"{secret}\"\n"
+    ));
+    let worker = |args: &[&str]| {
+        let listen = ["worker", "--listen", &address];
+        let (code, _, stderr) = home.run(&[&listen[..], args].concat());
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(!home.data().exists(), "{args:?} made a data directory");
+        stderr
+    };
+    for (args, named) in [
+        (&["--hosts", "a:1,b", "--process", "0"][..], "`b`"),
+        (&["--hosts", "a:1,b:1,a:1", "--process", "0"], "`a:1` is process 0 and process 2"),
+        (&["--hosts", "a:1,b:1", "--process", "2"], "`workers.process` is 2"),
+        (&["--hosts", "a:1,b:1"], "`--process`"),
+        (&["--hosts", "a:1,b:1", "--process", "one"], "'one'"),
+        (&["--hosts", "a:1,b:1", "--process", "1"], &secret),
+    ] {
+        let stderr = worker(args);
+        assert!(stderr.contains(named), "`{named}` is not in: {stderr}");
+        assert!(!stderr.contains(&address), "the port came first: {stderr}");
+    }
+    std::fs::write(&secret, "sixteen bytes or more").unwrap();
+    let stderr = worker(&["--hosts", "a:1,b:1", "--process", "1"]);
+    assert!(stderr.contains(&format!("cannot listen on {address}")), "{stderr}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! seconds, and when its time is over it is over.
 
 use crate::{client::Client, server::TRUEUP, traffic::wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::File,
     net::SocketAddr,
@@ -58,4 +59,74 @@ fn a_demo_shows_figures_and_ends_when_its_time_is_over() {
     for told in [&format!("http://{address}/")[..], "curl", "seed 1"] {
         assert!(said.contains(told), "`{told}` is not told: {said}");
     }
+    assert_ended_well(&said);
+}
+
+/// Traffic that outlives its server is refused, and says so: it would look like a failure.
+fn assert_ended_well(said: &str) {
+    for unwanted in ["refused", "sent again", "ERROR", "WARN", "error"] {
+        let lines = said.lines().filter(|line| !line.contains("no token is configured"));
+        let found: Vec<&str> = lines.filter(|line| line.contains(unwanted)).collect();
+        assert!(found.is_empty(), "`{unwanted}`: {found:?}\n{said}");
+    }
+}
+
+#[test]
+fn a_demo_that_is_told_to_stop_ends_well_and_leaves_nothing() {
+    let (dir, temporary) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let address: SocketAddr = crate::server::free_port();
+    let said = dir.path().join("said");
+    let demo = || {
+        let mut command = Command::new(TRUEUP);
+        command.arg("demo").args(["--listen", &address.to_string(), "--rate", "2000"]);
+        // Away from any `trueup.toml`.
+        command.current_dir(dir.path()).env("TMPDIR", temporary.path());
+        command.env("TRUEUP_SEED", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let mut first = demo().stderr(File::create(&said).unwrap()).spawn().unwrap();
+    let client = Client::new(address);
+    wait_for("the demo counts", FOR, || {
+        client.try_get("/readyz").ok().filter(|answer| answer.status == 200)?;
+        Some(client.counts()).filter(|counts| counts.counted > 0)
+    });
+    // A second one says that the port is taken, and does nothing else.
+    let second = demo().output().unwrap();
+    let told = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(2), "{told}");
+    assert!(told.contains(&format!("cannot listen on {address}")), "{told}");
+    assert!(!told.contains("directory"), "{told}");
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 1, "the first one's");
+
+    kill_process(Pid::from_child(&first), Signal::TERM).unwrap();
+    let status = wait_for("the demo is over", END, || first.try_wait().unwrap());
+    let said = std::fs::read_to_string(&said).unwrap();
+    assert_eq!(status.code(), Some(0), "{said}");
+    assert_ended_well(&said);
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0, "{said}");
+}
+
+#[test]
+fn a_demo_of_a_configuration_with_tokens_uses_the_operators() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("trueup.toml");
+    let demo = |tokens: &str, listen: SocketAddr| {
+        std::fs::write(&config, tokens).unwrap();
+        let mut command = Command::new(TRUEUP);
+        command.args(["demo", "--listen", &listen.to_string(), "--rate", "300", "--for", "3s"]);
+        command.arg("--config").arg(&config).arg("--data").arg(dir.path().join("data"));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let reader = "[[auth.tokens]]\ntoken = \"reads-and-no-more\"\nrole = \"reader\"\n";
+    let (code, said) = demo(reader, crate::server::free_port());
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("operator"), "{said}");
+    assert!(!dir.path().join("data").exists(), "it made a data directory");
+    let operator = "[[auth.tokens]]\ntoken = \"does-everything\"\nrole = \"operator\"\n";
+    let (code, said) = demo(&format!("{reader}{operator}"), crate::server::free_port());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("Bearer") && !said.contains("does-everything"), "{said}");
+    assert_ended_well(&said);
 }

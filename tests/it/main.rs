@@ -13,6 +13,7 @@
 //! | [`faults`] | full disk, torn write, flipped bit, clock, second server, SIGTERM |
 //! | [`halt`] | a fault ends the run, and nothing of its epoch is shown |
 //! | [`doubt`] | `verify`, `replay`, and settings that would decide history anew |
+//! | [`restated`] | a replay that publishes: one step for whoever reads, and it stays |
 //! | [`checkpoints`] | starts from checkpoints, broken ones, a log of which older parts are gone |
 //! | [`command_line`] | exit codes, messages, configuration, generated traffic |
 //! | [`orders`] | another job, killed with -9 again and again, is right in the end |
@@ -32,6 +33,7 @@ mod chaos;
 mod checkpoints;
 mod client;
 mod command_line;
+mod dear;
 mod demo;
 mod doubt;
 mod faults;
@@ -43,6 +45,7 @@ mod mesh;
 mod mutate;
 mod orders;
 mod replay;
+mod restated;
 mod seed;
 mod server;
 mod sse;

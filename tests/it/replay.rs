@@ -89,6 +89,7 @@ impl Recording {
         let row = RemapRow {
             epoch: self.last.epoch + 1,
             writer: Writer::default(),
+            begins: false,
             events: ends(Topic::Events, &self.last.events),
             verdicts: ends(Topic::Verdicts, &self.last.verdicts),
             metadata: ends(Topic::Metadata, &self.last.metadata),

@@ -40,6 +40,40 @@ pub(crate) const LATENESS: Lateness = Lateness {
 const SENDERS: u64 = 8;
 const EVENTS_A_BODY: u64 = 500;
 
+/// Events that no collector takes: what they hold beside an id, and the code that says why not.
+pub(crate) const BAD: [(&str, &str); 4] = [
+    (r#""eventType":"click""#, "missing_field"),
+    (
+        r#""eventType":"view","occurredAt":"2026-04-27T15:32:10Z","campaignId":"c","adId":"a""#,
+        "unknown_event_type",
+    ),
+    (r#""region":"cut \ud83d""#, "bad_json"),
+    (
+        concat!(
+            r#""eventType":"click","occurredAt":"2026-04-27T15:32:10Z","campaignId":"c","#,
+            r#""adId":"a","priceMicros":-1"#
+        ),
+        "number_out_of_range",
+    ),
+];
+
+/// Puts some of them among the events of a body; their places.
+fn spoil(json: &mut Vec<String>, nth: u64) -> Vec<(u64, &'static str)> {
+    let places = BAD[..nth as usize % (BAD.len() + 1)].iter().enumerate();
+    let spoiled = places.map(|(at, (more, code))| {
+        let place = at * json.len() / BAD.len();
+        json.insert(place, format!(r#"{{"eventId":"bad {nth}",{more}}}"#));
+        (place as u64, *code)
+    });
+    spoiled.collect()
+}
+
+/// Which events of a body were refused, by the answer.
+pub(crate) fn refused(answer: &serde_json::Value) -> Vec<(u64, &str)> {
+    let errors = answer["errors"].as_array().unwrap().iter();
+    errors.map(|e| (e["index"].as_u64().unwrap(), e["code"].as_str().unwrap())).collect()
+}
+
 /// What is sent, and what was acknowledged.
 pub(crate) struct Traffic {
     chaos: Mutex<Chaos>,
@@ -93,14 +127,20 @@ impl Traffic {
             let mut json: Vec<String> = events.iter().map(Event::json).collect();
             let mark = format!("mark {nth}");
             json.push(click(&mark, now_us()).to_string());
+            let good = json.len();
+            let bad = spoil(&mut json, nth);
             let body = events_body(json.iter().map(String::as_str));
             let answer = send_until_taken(client, "/v1/events/collect", &body).json;
-            assert_eq!(answer["accepted"], json.len(), "{answer}");
+            assert_eq!(
+                (&answer["accepted"], &answer["rejected"]),
+                (&good.into(), &bad.len().into())
+            );
+            assert_eq!(refused(&answer), bad, "{answer}");
             self.marks.lock().unwrap().push(mark);
             // Of events that were not understood only the newest can be asked for by their id.
             let understood = events.iter().filter(|e| e.optional.schema_version.is_none());
             let ids = understood.map(|e| e.event_id.clone());
-            self.acknowledged_events.fetch_add(json.len() as u64, Ordering::Relaxed);
+            self.acknowledged_events.fetch_add(good as u64, Ordering::Relaxed);
             self.acknowledged.lock().unwrap().extend(ids);
             if let Some(body) = verdicts_body(&verdicts) {
                 let answer = send_until_taken(client, "/v1/verdicts", &body).json;

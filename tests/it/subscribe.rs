@@ -177,6 +177,7 @@ fn one_who_does_not_read_is_cut_off_and_nobody_waits_for_it() {
     let mut known = Known::default();
     std::thread::scope(|scope| {
         scope.spawn(|| send_until(&over, &client, seed));
+        let _end = EndOnDrop(&over);
         let (began, mut last) = (Instant::now(), Instant::now());
         // The kernel holds some megabytes for each of them before the server finds out.
         while cut_off(&client) < stalled.len() as u64 {
@@ -189,7 +190,6 @@ fn one_who_does_not_read_is_cut_off_and_nobody_waits_for_it() {
             assert!(began.elapsed() < Duration::from_secs(60), "they are not cut off");
             last = Instant::now();
         }
-        over.store(true, Ordering::Relaxed);
     });
     client.settled();
     let epoch = client.view(VIEW, None).0;

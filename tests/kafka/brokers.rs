@@ -70,8 +70,14 @@ encoding = "{encoding}"
 
 /// Somebody else's producer, kcat: a message a line, to one partition.
 pub(crate) fn produce(topic: &str, partition: usize, lines: &[String]) {
+    produce_as(topic, partition, &[], lines);
+}
+
+/// The same with more options of kcat's.
+pub(crate) fn produce_as(topic: &str, partition: usize, options: &[&str], lines: &[String]) {
     let mut kcat = Command::new("kcat")
         .args(["-P", "-b", &addresses(), "-t", topic, "-p", &partition.to_string()])
+        .args(options)
         .stdin(Stdio::piped())
         .spawn()
         .expect("kcat is installed by `.ci/run kafka`");
@@ -79,4 +85,34 @@ pub(crate) fn produce(topic: &str, partition: usize, lines: &[String]) {
     text.push('\n');
     kcat.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(kcat.wait().unwrap().success());
+}
+
+/// What is in the partition of a topic that has one, a message a line, for somebody else.
+pub(crate) fn messages(topic: &str) -> Vec<String> {
+    let read = Command::new("kcat")
+        .args(["-C", "-e", "-q", "-b", &addresses(), "-t", topic, "-p", "0"])
+        .output()
+        .expect("kcat is installed by `.ci/run kafka`");
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    String::from_utf8_lossy(&read.stdout).lines().map(str::to_owned).collect()
+}
+
+/// All brokers, killed; back when this is dropped, however the test ends.
+pub(crate) struct Away;
+
+impl Away {
+    pub(crate) fn begin() -> Away {
+        for broker in 1..=count() {
+            control("kill", broker);
+        }
+        Away
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        for broker in 1..=count() {
+            control("restart", broker);
+        }
+    }
 }

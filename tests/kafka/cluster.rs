@@ -228,6 +228,11 @@ fn examine(fleet: &Fleet, running: Running<'_>, traffic: &Traffic, random: &mut 
         let (id, server) = (random.pick(&acknowledged), random.pick(&servers));
         server.client().get(&format!("/v1/events/{id}")).expect(200);
     }
+    verify_and_stop(fleet, servers);
+}
+
+/// What each process shows is recomputed, and what was published of the changes is the same.
+pub(crate) fn verify_and_stop(fleet: &Fleet, servers: Vec<Server<'_>>) {
     for (process, server) in servers.iter().enumerate() {
         let url = format!("http://{}", server.client().address());
         let (code, out, err) = fleet.home(process).run(&["verify", "--server", &url]);

@@ -85,6 +85,13 @@ store = "{}"
         &self.homes[process]
     }
 
+    /// The next start begins at the beginning of the log.
+    pub(crate) fn forget_checkpoints(&self) {
+        for folder in ["manifests", "packs"] {
+            fs::remove_dir_all(self.shared.path().join("checkpoints").join(folder)).unwrap();
+        }
+    }
+
     /// Starts a process and does not wait for it: it waits for the others.
     pub(crate) fn spawn(&self, process: usize) -> Server<'_> {
         Server::spawn(&self.homes[process], self.homes[process].serve())

@@ -9,6 +9,8 @@
 
 #[path = "../it/client.rs"]
 mod client;
+#[path = "../it/dear.rs"]
+mod dear;
 #[path = "../it/mesh/proxy.rs"]
 mod proxy;
 #[path = "../it/seed.rs"]
@@ -23,9 +25,15 @@ mod storm;
 mod traffic;
 
 mod away;
+mod backlog;
 mod brokers;
 mod changelog;
 mod chaos;
 mod cluster;
+mod doctor;
 mod fleet;
 mod foreign;
+mod metadata;
+mod restated;
+mod strays;
+mod waiting;

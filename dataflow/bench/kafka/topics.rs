@@ -117,6 +117,7 @@ impl Stream {
         let row = |(verdicts, epoch): (u64, u64)| RemapRow {
             epoch,
             writer: Writer::default(),
+            begins: false,
             events: self
                 .ends
                 .iter()

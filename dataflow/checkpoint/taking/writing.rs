@@ -63,6 +63,7 @@ impl Writer {
                 self.lead(told, packed, (&at, began), *members, &**say)
             }
             Role::Member { say } => self.follow(told, packed, at.row.epoch, &**say),
+            Role::Offer { .. } => self.offer(told, packed, &at, began),
         };
         taken.is_ok()
     }
@@ -107,6 +108,38 @@ impl Writer {
         Ok(())
     }
 
+    /// Offers what a replay has found, if it is told to.
+    fn offer(
+        &self,
+        told: &Checkpoints,
+        packed: Attempt,
+        at: &At,
+        began: Instant,
+    ) -> Result<(), Stopped> {
+        if !told.is_to_offer() {
+            if let Ok(packed) = packed
+                && let Err(error) = self.keeper.withdraw(&packed)
+            {
+                tracing::warn!(%error, "what is not offered is left for the next start to delete");
+            }
+            return Err(Stopped);
+        }
+        let offered = packed.and_then(|packed| {
+            let pause_us = told.pause_us.load(Ordering::Relaxed);
+            let taken = Taken { bytes_written: packed.bytes_written(), ..taken(began, pause_us) };
+            self.keeper.offer(&packed, at, taken)
+        });
+        let mut state = told.state.lock();
+        let result = offered.map(|(manifest, name)| {
+            state.offered = Some(name.id());
+            manifest
+        });
+        state.end(result.map_err(|error| error.to_string()));
+        drop(state);
+        told.news.notify_all();
+        Ok(())
+    }
+
     /// Publishes what was sealed here and by all members.
     fn publish(
         &mut self,
@@ -118,12 +151,8 @@ impl Writer {
     ) -> Result<Published, CheckpointError> {
         let result = packed.and_then(|packed| {
             let Gathered { parts, bytes_written, pause_us } = parts::gather(members)?;
-            let taken = Taken {
-                at_us: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as i64),
-                took_ms: began.elapsed().as_millis() as u64,
-                pause_us: pause_us.max(told.pause_us.load(Ordering::Relaxed)),
-                bytes_written,
-            };
+            let pause_us = pause_us.max(told.pause_us.load(Ordering::Relaxed));
+            let taken = Taken { bytes_written, ..taken(began, pause_us) };
             self.keeper.publish_all(packed, &parts, at, taken)
         });
         if result.is_err() {
@@ -198,6 +227,16 @@ impl Writer {
                 None
             }
         }
+    }
+}
+
+/// How taking one went that began then.
+fn taken(began: Instant, pause_us: u64) -> Taken {
+    Taken {
+        at_us: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros() as i64),
+        took_ms: began.elapsed().as_millis() as u64,
+        pause_us,
+        bytes_written: 0,
     }
 }
 

@@ -10,12 +10,14 @@ use super::{
 };
 use crate::{
     checkpoint::{
-        keeper::{CheckpointError, Keeper, Sections, manifests, newest_generation, read_manifest},
+        keeper::{
+            CheckpointError, Keeper, Packed, Sections, manifests, newest_generation, read_manifest,
+        },
         manifest::{Manifest, ManifestName, Of, Part, Taken},
         pack::{Key, Place as Section},
         pieces::Whose,
         start::{self, Begin, Following, Leading, LoadError, Place},
-        store::Objects,
+        store::{Objects, Store},
     },
     decided::Decided,
     engine::{Beginning, EngineSettings, StartError},
@@ -38,12 +40,12 @@ use trueup_sinks::{Filter, Tables, ViewKind, ViewSettings, Views};
 const WORKERS: usize = 4;
 /// Where it ends, and where the log does.
 const UPTO: Epoch = 60;
-const EPOCHS: Epoch = 90;
+pub(super) const EPOCHS: Epoch = 90;
 
 type AdViews = Arc<Views<4, Metrics>>;
 
 /// A log, and checkpoints of it.
-struct Recorded {
+pub(super) struct Recorded {
     _dir: tempfile::TempDir,
     log: PathBuf,
     store: PathBuf,
@@ -53,7 +55,7 @@ struct Recorded {
 
 impl Recorded {
     /// A run of [`WORKERS`] has taken checkpoints up to [`UPTO`].
-    fn new(test: &str) -> Recorded {
+    pub(super) fn new(test: &str) -> Recorded {
         let seed = repeat(test).1;
         let dir = tempfile::tempdir().unwrap();
         let (log, store) = (dir.path().join("log"), dir.path().join("store"));
@@ -65,7 +67,7 @@ impl Recorded {
         recorded
     }
 
-    fn objects(&self) -> Arc<Objects> {
+    pub(super) fn objects(&self) -> Arc<Objects> {
         Arc::new(Objects::in_dir(&self.store).unwrap())
     }
 
@@ -73,16 +75,15 @@ impl Recorded {
         Arc::new(Journal::open_read_only(&self.log).unwrap().0)
     }
 
-    fn next_generation(&self) -> u64 {
+    pub(super) fn next_generation(&self) -> u64 {
         newest_generation(&*self.objects()).unwrap() + 1
     }
 
     /// The newest checkpoint once more, as so many processes write it.
-    fn split(&self, processes: usize) -> ManifestName {
+    pub(super) fn split(&self, processes: usize) -> ManifestName {
         let (store, generation) = (self.objects(), self.next_generation());
         let newest = manifests(&*store).unwrap()[0];
         let whole = read_manifest(&*store, newest).unwrap();
-        let sections = Sections::open(&*store, &whole).unwrap();
         let threads = WORKERS / processes;
         let partitions = self.open_log().partitions(Topic::Events);
         let writer = |key: &[u8]| match Whose::of(key).unwrap() {
@@ -101,16 +102,7 @@ impl Recorded {
         let shared = || Arc::clone(&store) as Arc<_>;
         let mut leader = Keeper::claim_as(shared(), keep, of.clone(), generation).unwrap();
         let seal = |keeper: &Keeper| {
-            let mut taking = keeper.begin(whole.epoch, true).unwrap();
-            for index in &sections.indexes {
-                for (key, place) in &index.sections {
-                    if writer(key) == keeper.writer() as usize {
-                        let section = index.section(&*store, key, place).unwrap();
-                        taking.pack.section(key, &section).unwrap();
-                    }
-                }
-            }
-            keeper.seal(taking, |_| false).unwrap()
+            copy(&*store, &whole, keeper, |key| writer(key) == keeper.writer() as usize)
         };
         let member = |writer: u32| {
             let keeper = Keeper::join(shared(), keep, of.clone(), generation, writer);
@@ -123,6 +115,17 @@ impl Recorded {
         let Manifest { parts, sections, workers, .. } = published.manifest;
         assert_eq!((parts.len(), sections, workers), (processes, whole.sections, WORKERS));
         ManifestName { generation, epoch: whole.epoch }
+    }
+
+    /// The newest checkpoint once more, as a replay offers it; which replay's it is.
+    pub(super) fn offer(&self) -> String {
+        let store = self.objects();
+        let whole = read_manifest(&*store, manifests(&*store).unwrap()[0]).unwrap();
+        let of = of(settings(WORKERS, UPTO));
+        let keep = of.engine.checkpoint.keep();
+        let keeper = Keeper::offering(Arc::clone(&store) as Arc<_>, keep, of).unwrap();
+        let packed = copy(&*store, &whole, &keeper, |_| true);
+        keeper.offer(&packed, &whole.at().unwrap(), Taken::default()).unwrap().1.id()
     }
 
     /// Flips a bit of the first section of a checkpoint's last part that is one of these.
@@ -174,7 +177,24 @@ impl Recorded {
     }
 }
 
-fn of(engine: EngineSettings) -> Of {
+/// Writes those sections of a checkpoint that are these.
+fn copy(
+    store: &dyn Store,
+    of: &Manifest,
+    keeper: &Keeper,
+    is_one: impl Fn(&[u8]) -> bool,
+) -> Packed {
+    let mut taking = keeper.begin(of.epoch, true).unwrap();
+    for index in &Sections::open(store, of).unwrap().indexes {
+        for (key, place) in index.sections.iter().filter(|(key, _)| is_one(key)) {
+            let section = index.section(store, key, place).unwrap();
+            taking.pack.section(key, &section).unwrap();
+        }
+    }
+    keeper.seal(taking, |_| false).unwrap()
+}
+
+pub(super) fn of(engine: EngineSettings) -> Of {
     Of {
         installation: "one".into(),
         decided: Decided::new(&LATENESS, &rollups()),
@@ -325,10 +345,20 @@ fn leads(
     generation: u64,
     broken: Vec<ManifestName>,
 ) -> Result<(Begin<4, Metrics>, Option<ManifestName>), StartError> {
+    leads_from(recorded.objects(), recorded, of, generation, broken)
+}
+
+pub(super) fn leads_from(
+    store: Arc<dyn Store>,
+    recorded: &Recorded,
+    of: Of,
+    generation: u64,
+    broken: Vec<ManifestName>,
+) -> Result<(Begin<4, Metrics>, Option<ManifestName>), StartError> {
     let place = Place { process: 0, processes: 2, threads: 1 };
     let views = views(place, &Arc::default());
     let leading = Leading { generation: Some(generation), place, broken, say: Box::new(|_| {}) };
-    start::lead(recorded.objects(), &*recorded.open_log(), of, &views, leading)
+    start::lead(store, &*recorded.open_log(), of, &views, leading)
 }
 
 fn follows(
@@ -336,10 +366,19 @@ fn follows(
     of: Of,
     chosen: Option<ManifestName>,
 ) -> Result<Begin<4, Metrics>, StartError> {
+    follows_from(recorded.objects(), recorded, of, chosen)
+}
+
+pub(super) fn follows_from(
+    store: Arc<dyn Store>,
+    recorded: &Recorded,
+    of: Of,
+    chosen: Option<ManifestName>,
+) -> Result<Begin<4, Metrics>, StartError> {
     let place = Place { process: 1, processes: 2, threads: 1 };
     let views = views(place, &Arc::default());
     let following = Following { generation: 99, place, chosen, say: Box::new(|_| {}) };
-    start::follow(recorded.objects(), &*recorded.open_log(), of, &views, following)
+    start::follow(store, &*recorded.open_log(), of, &views, following)
 }
 
 #[test]

@@ -99,6 +99,7 @@ fn next(log: &Journal, last: &RemapRow) -> RemapRow {
     RemapRow {
         epoch: last.epoch + 1,
         writer: last.writer,
+        begins: false,
         events: upto(Topic::Events, &last.events),
         verdicts: upto(Topic::Verdicts, &last.verdicts),
         metadata: upto(Topic::Metadata, &last.metadata),

@@ -92,7 +92,10 @@ impl Store for Simulated {
         let disk = self.disk.lock();
         let object = disk.get(name).ok_or(StoreError::Missing { name: name.into() })?;
         let read = object.get(range.start as usize..range.end as usize);
-        let short = || StoreError::Failed { name: name.into(), reason: "is too short".into() };
+        let short = || {
+            let found = object.len() as u64;
+            StoreError::Short { name: name.into(), found, wanted: range.end }
+        };
         read.map(Bytes::copy_from_slice).ok_or_else(short)
     }
 

@@ -285,7 +285,7 @@ pub(super) fn row(epoch: u64) -> RemapRow {
 }
 
 pub(super) fn cursor(epoch: u64) -> Cursor {
-    Cursor { row: Arc::new(row(epoch)), next: epoch }
+    Cursor::of(row(epoch), epoch)
 }
 
 /// A part of a process's state.

@@ -5,7 +5,18 @@ use super::{
     simulated::{Disk, Simulated},
     state, take,
 };
-use crate::checkpoint::keeper::CheckpointError;
+use crate::checkpoint::{
+    keeper::CheckpointError,
+    store::{Listed, NewObject, Store, StoreError},
+};
+use bytes::Bytes;
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 #[test]
 fn an_older_generation_is_told_that_it_is_fenced() {
@@ -76,4 +87,58 @@ fn packs_of_a_younger_generation_are_not_a_zombies_garbage() {
     disk.lock().insert(claim, bytes);
     young.publish(sealed, &at(2), Taken::default()).unwrap();
     assert_eq!(newest(&*store), (Some((2, 2, state(5, 2))), vec![]));
+}
+
+/// A service that makes a manifest and whose answer is lost, so that the client asks again: then
+/// there is one, and it is its own.
+struct Forgetful {
+    store: Arc<dyn Store>,
+    forgets: AtomicBool,
+    /// What somebody else has made before.
+    other: Option<Vec<u8>>,
+}
+
+impl Store for Forgetful {
+    fn create(&self, name: &str) -> Result<Box<dyn NewObject + '_>, StoreError> {
+        self.store.create(name)
+    }
+
+    fn publish(&self, name: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
+        if name.starts_with("manifests/") && self.forgets.load(Ordering::Relaxed) {
+            self.store.publish(name, self.other.clone().unwrap_or_else(|| bytes.clone()))?;
+        }
+        self.store.publish(name, bytes)
+    }
+
+    fn read(&self, name: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.store.read(name, range)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
+        self.store.list(folder)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.store.delete(name)
+    }
+}
+
+#[test]
+fn a_manifest_that_was_there_is_ones_own_if_it_is_the_same() {
+    for (other, is_own) in [(None, true), (Some(b"of another".to_vec()), false)] {
+        let store = Simulated::lasting(&Disk::default());
+        let store = Forgetful { store, forgets: AtomicBool::new(true), other };
+        let store = Arc::new(store);
+        let mut keeper = claim(&(Arc::clone(&store) as Arc<dyn Store>));
+        let published = take(&mut keeper, 1, &state(3, 1), None);
+        assert_eq!(published.is_ok(), is_own, "{published:?}");
+        if !is_own {
+            let error = published.unwrap_err();
+            assert!(matches!(error, CheckpointError::Fenced { own: 1, newer: 1 }), "{error}");
+            continue;
+        }
+        store.forgets.store(false, Ordering::Relaxed);
+        take(&mut keeper, 2, &state(4, 2), None).unwrap();
+        assert_eq!(newest(&*store), (Some((2, 1, state(4, 2))), vec![]));
+    }
 }

@@ -95,6 +95,19 @@ impl Running {
     }
 }
 
+/// Moves some events to where no collector lets one be, and where a log that others write to may
+/// hold them.
+fn astray(events: &mut [Event], now_us: i64, skew_us_max: i64, random: &mut Random) {
+    let around_us = MINUTE_US << 32;
+    let times = [now_us + skew_us_max + 1, now_us + around_us, i64::MAX];
+    let past = [-1, now_us - around_us, i64::MIN];
+    for event in events {
+        if random.chance(0.03) {
+            event.occurred_at_us = [times, past].concat()[random.below(6) as usize];
+        }
+    }
+}
+
 fn chaos_against(workers: usize, seed: u64, rounds: u64) -> Counts {
     let mut settings = settings();
     settings.lateness.correction_horizon_us = 4 * MINUTE_US;
@@ -104,7 +117,7 @@ fn chaos_against(workers: usize, seed: u64, rounds: u64) -> Counts {
         ..RollupSpec::new("few", &["campaignId", "adId", "country", "placementId"])
     });
     let running = Running::start(workers, settings.clone());
-    let mut random = Random::new(seed, 1);
+    let (mut random, mut stray) = (Random::new(seed, 1), Random::new(seed, 2));
     let mut chaos = Chaos::new(
         seed,
         ChaosSettings {
@@ -118,7 +131,8 @@ fn chaos_against(workers: usize, seed: u64, rounds: u64) -> Counts {
     let layout = Layout { partitions: 5, key: running.journal.identity().hash_key };
     for round in 0..rounds {
         let now_us = running.clock_us.load(Ordering::SeqCst);
-        let events = chaos.events(random.below(60) as usize, now_us);
+        let mut events = chaos.events(random.below(60) as usize, now_us);
+        astray(&mut events, now_us, settings.lateness.future_skew_us_max, &mut stray);
         let mut frames = layout.frames(&events, now_us);
         if random.chance(0.6) {
             let verdicts = chaos.verdicts(1 + random.below(20) as usize, now_us);

@@ -21,6 +21,8 @@ pub(super) struct MemoryLog {
     pub(super) frames: BTreeMap<(Topic, u16), Vec<Frame>>,
     /// What [`Log::first`] claims.
     pub(super) deleted: u64,
+    /// Whether anyone may have written to it.
+    pub(super) shared: bool,
 }
 
 impl MemoryLog {
@@ -52,6 +54,10 @@ impl Log for MemoryLog {
                 records: 0,
             })
             .collect()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.shared
     }
 
     fn first(&self, _: Topic, _: u16) -> u64 {
@@ -122,6 +128,7 @@ impl Made {
         let row = RemapRow {
             epoch: self.last.epoch + 1,
             writer: Writer::default(),
+            begins: false,
             events: (0..PARTITIONS).map(|p| upto(&self.log, Topic::Events, p)).collect(),
             verdicts: vec![upto(&self.log, Topic::Verdicts, 0)],
             metadata: vec![upto(&self.log, Topic::Metadata, 0)],

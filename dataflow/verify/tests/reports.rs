@@ -123,7 +123,7 @@ fn events_that_were_set_aside_are_compared_one_by_one() {
     assert!(
         text.contains("fate: engine id_conflict at 2026-04-27T15:43:00Z, recomputed too_late at")
     );
-    assert!(text.contains("row=9: the engine has a row too many"), "{text}");
+    assert!(text.contains("row=9 topic=events: the engine has a row too many"), "{text}");
 }
 
 #[test]
@@ -187,6 +187,7 @@ fn what_cannot_be_recomputed_is_refused() {
     let row = |epoch, events| RemapRow {
         epoch,
         writer: Writer::default(),
+        begins: false,
         events,
         verdicts: vec![upto],
         metadata: vec![upto],

@@ -97,6 +97,22 @@ fn late_counts_and_too_late_does_not_to_the_microsecond() {
 }
 
 #[test]
+fn what_is_further_ahead_than_may_be_is_set_aside_and_the_distant_past_is_too_late() {
+    let furthest = at(5) + settings().lateness.future_skew_us_max;
+    let ahead = [furthest + 1, at(5) + (MINUTE_US << 32), i64::MAX].map(|t| click("ahead", t));
+    let past = [-1, at(5) - (MINUTE_US << 32), i64::MIN];
+    let past: Vec<Event> = past.iter().map(|&t| click(&format!("past{t}"), t)).collect();
+    let mut made = Made::new();
+    made.events(at(5), &[click("furthest", furthest)]).events(at(5), &ahead).events(at(5), &past);
+    made.close(at(6)).events(at(7), &[click("ahead", at(0))]).close(at(8));
+    let recomputed = run(&made);
+    assert_eq!(recomputed.counts.fates, [2, 0, 0, 3, 3]);
+    // Each of the two stands in a minute of its own.
+    assert_eq!(figures(&recomputed), [0, 1, 0, 0, 0, 100_000]);
+    assert_eq!((recomputed.quarantine.len(), recomputed.late_events.len()), (3, 3));
+}
+
+#[test]
 fn prices_are_paid_on_their_basis_and_rounded_when_read() {
     let priced = |kind, id: &str, micros, basis| {
         let mut event = Event::new(kind, id, at(0), "cmp_1", "ad_1");
@@ -234,7 +250,14 @@ fn of_waiting_verdicts_the_latest_in_time_counts() {
     let edge = at(60) + 10 * MINUTE_US;
     let mut made = Made::new();
     made.verdicts(edge - 5, &[by_id("a", true, 1)]).verdicts(edge, &[by_id("a", false, 2)]);
-    made.close(edge - 9).events(edge - 3, &[click("a", at(0))]).close(edge + 1);
+    let upto = |offset, log_time| Upto { offset, log_time: LogTime(log_time) };
+    made.remap(RemapRow {
+        epoch: 1,
+        events: vec![upto(0, edge - 9); 2],
+        verdicts: vec![upto(2, edge)],
+        ..RemapRow::origin(2, 1, 1)
+    });
+    made.events(edge - 3, &[click("a", at(0))]).close(edge + 1);
     let recomputed = run(&made);
     assert_eq!(figures(&recomputed), [0, 0, 0, 0, 1, 0]);
     assert_eq!(recomputed.counts.verdicts_too_late, 1);

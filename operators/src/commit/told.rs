@@ -38,6 +38,7 @@
 //! u8 2    incidents
 //!         u32 I
 //!         I × { u8 code of the fate, u16 partition, u64 offset, u16 row, i64 log time, µs }
+//!         in the two highest bits of the partition: the topic, see `event::Position`
 //! ```
 //!
 //! With [`crate::metrics::Metrics`] and four dimensions a change is 96 bytes.

@@ -18,7 +18,7 @@ use crate::{
     feed::Located,
     hash::{self, IdHash},
     log::{FRAME_RECORDS_MAX, OFFSET_MAX, PARTITIONS_MAX},
-    time::{Bucket, Granularity},
+    time::{Bucket, EventTime, Granularity},
 };
 use std::sync::Arc;
 
@@ -77,7 +77,8 @@ impl Ledger {
             if self.settings.shuffled && !self.owns(&ids[row]) {
                 continue;
             }
-            if !batch.understood(row) {
+            let early = self.settings.lateness.too_early(EventTime(times[row]), located.log_time);
+            if early || !batch.understood(row) {
                 set_aside(out, located, row, Fate::Quarantined);
                 continue;
             }

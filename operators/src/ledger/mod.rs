@@ -82,6 +82,7 @@ use crate::{
     event::Position,
     feed::{EpochTimes, Located},
     hash::{self, IdHash, VNODES},
+    log::Topic,
     time::{Bucket, Lateness, LogTime},
 };
 use groups::{Groups, Restored};
@@ -130,10 +131,13 @@ pub struct Ledgered<B> {
 }
 
 impl<B> Ledgered<B> {
-    /// What is said of a record that no ledger enters.
+    /// What is said of a record that no ledger enters. What stands in another topic than that of
+    /// the events was never accepted as one, so it is listed and not counted.
     fn aside(incident: Incident) -> Ledgered<B> {
         let mut counts = Counts::default();
-        counts.fates[incident.fate as usize] = 1;
+        if incident.position.place().0 == Topic::Events {
+            counts.fates[incident.fate as usize] = 1;
+        }
         Ledgered { batch: None, rows: Vec::new(), incidents: vec![incident], counts }
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! 0   id        16 bytes  keyed hash of the event id; events are told apart by it alone
 //! 16  payload    4 bytes  low half of the payload's hash: another payload under the same id goes
-//!                         unnoticed once in 2³², and then counts as a copy; no figure changes
+//!                         unnoticed once in 2³² by chance, and whenever a sender constructs it;
+//!                         it then counts as a copy, and no figure of anybody changes
 //! 20  minute    27 bits   of the event time, since 1970: up to the year 2225
 //!     flags      5 bits
 //! 24  place      8 bytes  partition 8 bits, offset 40 bits, row 16 bits

@@ -228,15 +228,7 @@ impl Cut {
             Slots::Joined(more) => more.iter().map(|(_, buckets)| count(buckets)).sum(),
             _ => 0,
         };
-        let buckets = count(&self.buckets) + more;
-        if buckets <= i64::from(buckets_max) {
-            return Ok(());
-        }
-        Err(wrong(
-            "range_too_long",
-            format!("the range spans {buckets} buckets by {}", self.granularity.name()),
-            format!("ask for at most {buckets_max}, or for a coarser granularity"),
-        ))
+        check_count(self.granularity, count(&self.buckets) + more, buckets_max)
     }
 
     fn local_days(
@@ -266,6 +258,9 @@ impl Cut {
         let granularity = if is_hourly { Granularity::Hour } else { Granularity::Minute };
         let (first, last) = (starts_us[0], starts_us[starts_us.len() - 1]);
         let range_us = outward(granularity.width_us(), &(first..last));
+        // Before anything is made for each of them.
+        let count = (range_us.end - range_us.start) / granularity.width_us();
+        check_count(granularity, count, queries.limits.range_buckets_max)?;
         let buckets = buckets(granularity, &range_us);
         let slot_of = (buckets.start.0..buckets.end.0)
             .map(|b| {
@@ -276,6 +271,17 @@ impl Cut {
         let slots = Slots::Mapped { slot_of, starts_us: starts_us.clone() };
         Ok(Cut { granularity, buckets, slots, range_us, bounds_us: starts_us })
     }
+}
+
+fn check_count(granularity: Granularity, buckets: i64, buckets_max: u32) -> Result<(), Problem> {
+    if buckets <= i64::from(buckets_max) {
+        return Ok(());
+    }
+    Err(wrong(
+        "range_too_long",
+        format!("the range spans {buckets} buckets by {}", granularity.name()),
+        format!("ask for at most {buckets_max}, or for a coarser granularity"),
+    ))
 }
 
 /// The midnights of a zone from the last before the range to the first after it: at least two.

@@ -123,6 +123,14 @@ async fn errors_of_reports() {
             format!("{c}?from=2026-01-01T00:00:00Z&to=2026-12-01T00:00:00Z&granularity=minute"),
             "range_too_long",
         ),
+        (
+            // India's days are made of minutes.
+            format!(
+                "{c}?from=2026-01-01T00:00:00Z&to=2026-12-01T00:00:00Z&granularity=day\
+                 &timezone=Asia/Kolkata"
+            ),
+            "range_too_long",
+        ),
         (format!("{c}?{both}&granularity=week"), "unknown_granularity"),
         (format!("{c}?{both}&dimensions=contry"), "unknown_dimension"),
         (format!("{c}?{both}&dimensions=country,country"), "repeated_dimension"),

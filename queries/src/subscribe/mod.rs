@@ -208,6 +208,8 @@ struct Work {
     rows: RowBlock,
     incidents: Vec<(i8, Incident)>,
     rows_max: usize,
+    /// Whether parts were made whose last one was not.
+    is_within: bool,
 }
 
 impl Stream {
@@ -224,6 +226,7 @@ impl Stream {
             rows: RowBlock::default(),
             incidents: Vec::new(),
             rows_max: queries.limits.message_rows_max.max(1),
+            is_within: false,
         };
         Stream {
             work: Arc::new(Mutex::new(work)),
@@ -417,10 +420,12 @@ impl Work {
             Step::Reached(at) => (at, true),
         };
         let is_empty = self.rows.is_empty() && self.incidents.is_empty();
-        // A snapshot always ends with a message, be it an empty one: the reader waits for it.
-        if is_empty && !(is_snapshot && is_last) {
+        // A snapshot always ends with a message, be it an empty one: the reader waits for it. So he
+        // does once he was sent a part of a diff, though no row of the rest may be his.
+        if is_empty && !(is_last && (is_snapshot || self.is_within)) {
             return Ok((step, None));
         }
+        self.is_within = !is_last;
         let (event, list) = if is_snapshot { ("snapshot", "rows") } else { ("diff", "updates") };
         let mut data = format!("{{\"epoch\":{},\"{list}\":", at.epoch);
         if is_snapshot {

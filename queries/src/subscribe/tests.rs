@@ -8,7 +8,10 @@ use crate::{
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
-use trueup_operators::{event::Fate, hash::mix, time::MINUTE_US};
+use trueup_operators::{
+    change::Incident, event::Fate, feed::EpochTimes, hash::mix, time::MINUTE_US,
+};
+use trueup_sinks::{Filter, Follow, ReadError, RowBlock, Start, Step, Tables};
 
 const PATH: &str = "/v1/views/audience_minute/subscribe";
 
@@ -191,6 +194,60 @@ async fn progress_is_never_named_between_the_parts_of_a_diff() {
         sse::frame(&Message { event: super::ALIVE, id: None, data: String::new() }),
         ": alive\n\n"
     );
+}
+
+/// Takes one step more than another to reach an epoch; that one brings nothing.
+struct Slower(Box<dyn Follow>, Option<EpochTimes>);
+
+impl Follow for Slower {
+    fn step(
+        &mut self,
+        rows_max: usize,
+        rows: &mut RowBlock,
+        incidents: &mut Vec<(i8, Incident)>,
+    ) -> Result<Step, ReadError> {
+        if let Some(at) = self.1.take() {
+            rows.reset(0, 0);
+            incidents.clear();
+            return Ok(Step::Reached(at));
+        }
+        let step = self.0.step(rows_max, rows, incidents)?;
+        let Step::Reached(at) = step else { return Ok(step) };
+        self.1 = Some(at);
+        Ok(Step::More(at))
+    }
+
+    fn at(&self) -> Option<EpochTimes> {
+        self.0.at()
+    }
+
+    fn in_snapshot(&self) -> bool {
+        self.0.in_snapshot() && self.1.is_none()
+    }
+}
+
+#[tokio::test]
+async fn parts_end_with_a_last_one_though_nothing_is_left_to_say() {
+    let mut f = Fixture::new().await;
+    f.add(&[]);
+    let tables: std::sync::Arc<dyn Tables> = f.views.clone();
+    let view = tables.catalog().views()[0].clone();
+    let follow = tables.follow(view.id, Filter::default(), Start::After(Some(0))).unwrap();
+    let stream = super::Stream::new(&f.queries, &view.kind, Box::new(Slower(follow, None)));
+    let mut work = stream.work.lock();
+    // An epoch of which nothing is to be said is not said to end.
+    f.add(&[]);
+    for _ in 0..2 {
+        assert!(work.step().unwrap().1.is_none());
+    }
+    f.add(&[(AT, KEY, metrics(3, 0, 0))]);
+    let first = work.step().unwrap().1.unwrap();
+    assert_eq!((first.event, first.id), ("diff", None));
+    assert!(first.data.ends_with(",\"last\":false}"), "{}", first.data);
+    let last = work.step().unwrap().1.expect("a last part");
+    assert_eq!((last.event, last.id), ("diff", Some(2)));
+    assert_eq!(last.data, r#"{"epoch":2,"updates":[],"last":true}"#);
+    assert!(work.step().unwrap().1.is_none());
 }
 
 #[tokio::test]

@@ -135,12 +135,14 @@ async fn the_quarantine_reads_events_back() {
         rows,
         [
             json!({
-                "reason": "unknown_schema_version", "partition": 1, "offset": 13, "row": 2,
+                "reason": "unknown_schema_version", "topic": "events", "partition": 1,
+                "offset": 13, "row": 2,
                 "logTime": "2026-04-27T12:00:00Z", "event": null,
                 "eventError": "offset 13 is no longer in the log",
             }),
             json!({
-                "reason": "id_conflict", "partition": 1, "offset": 12, "row": 2,
+                "reason": "id_conflict", "topic": "events", "partition": 1,
+                "offset": 12, "row": 2,
                 "logTime": "2026-04-27T12:00:00Z", "event": { "eventId": "e12" },
             }),
         ]
@@ -279,6 +281,18 @@ async fn the_description_names_every_route() {
 }
 
 #[tokio::test]
+async fn what_is_said_of_an_unknown_event_is_what_the_description_says() {
+    let mut f = Fixture::new().await;
+    f.add(&[]);
+    let hint = f.get("/v1/events/e2").await.json()["hint"].as_str().unwrap().to_owned();
+    // An acknowledged event that no view holds yet is answered 404, too.
+    assert!(hint.contains("from when the views hold it"), "{hint}");
+    let event = f.get("/openapi.json").await.json()["paths"]["/v1/events/{eventId}"].clone();
+    let described = event["get"]["description"].as_str().unwrap();
+    assert!(described.contains(&hint), "{described}");
+}
+
+#[tokio::test]
 async fn too_many_queries_are_turned_away() {
     let limits = Limits { queries_max: 0, ..Limits::default() };
     let mut f = Fixture::with(limits, vec![], 1 << 20).await;
@@ -323,7 +337,40 @@ async fn while_the_views_come_back_an_epoch_ahead_is_worth_waiting_for() {
             assert_eq!(retry_after, is_behind.then_some("1"), "{path}");
         }
     }
-    // What is there is answered all the while.
+    // What was shown once is shown all the while.
     f.runtime.unready.store(true, Ordering::Relaxed);
     assert_eq!(f.get("/v1/views/audience_minute?asOfEpoch=0").await.status, 200);
+}
+
+#[tokio::test]
+async fn nothing_is_shown_before_the_views_are_as_far_as_the_log_was() {
+    let mut f = Fixture::new().await;
+    f.add(&[]);
+    let range = "from=2026-04-27T11:00:00Z&to=2026-04-27T12:00:00Z";
+    let of_views = [
+        format!("/v1/reports/campaigns/c1?{range}"),
+        format!("/api/v1/analytics?campaign_id=c1&{range}"),
+        format!("/v1/reports/totals?{range}"),
+        format!("/v1/reports/top?metric=clicks&by=country&{range}"),
+        "/v1/views".to_owned(),
+        "/v1/views/audience_minute".to_owned(),
+        "/v1/views/audience_minute/subscribe".to_owned(),
+        "/v1/quarantine".to_owned(),
+        "/v1/events/e1".to_owned(),
+    ];
+    f.runtime.hides.store(true, Ordering::Relaxed);
+    for path in &of_views {
+        let answer = f.get(path).await;
+        assert_eq!(answer.problem(), (503, "catching_up".into()), "{path}");
+        assert_eq!(answer.headers["retry-after"], "1", "{path}");
+        assert!(answer.body.contains("epoch 3 of 9"), "{path}: {}", answer.body);
+    }
+    for path in ["/v1/status", "/healthz", "/metrics", "/openapi.json", "/", "/dashboard/app.js"] {
+        assert_eq!(f.get(path).await.status, 200, "{path}");
+    }
+    f.runtime.hides.store(false, Ordering::Relaxed);
+    for path in of_views.iter().filter(|path| !path.ends_with("/subscribe")) {
+        let answer = f.get(path).await;
+        assert!(answer.status < 500, "{path}: {}", answer.body);
+    }
 }

@@ -49,6 +49,8 @@
 //! 0   key                  kind 3
 //! 16  u32  entries
 //! 20  entries × { u64 epoch, u64 offset, i64 log time, u16 partition, u16 row }
+//!     in the two highest bits of the partition: the topic, 0 that of the events (see `Position`);
+//!     parts from before other topics were listed have none other
 //! ```
 
 use super::{

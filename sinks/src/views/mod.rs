@@ -49,6 +49,7 @@ mod tests;
 use crate::{
     block::RowBlock,
     catalog::{Catalog, View, ViewId, ViewKind},
+    incidents::List,
     tables::{
         Filter, Follow, IncidentKey, IncidentPage, Memory, Page, Place, ReadError, Start, SumQuery,
         Summed, Tables,
@@ -372,6 +373,14 @@ impl<const N: usize, M: Group> Tables for Views<N, M> {
         rows_max: usize,
     ) -> Result<IncidentPage, ReadError> {
         read::incidents(self, fates, self.epochs.at(epoch)?, before, rows_max)
+    }
+
+    fn first_listed(&self) -> Option<Epoch> {
+        let first = |shard: &Shard<N, M>| {
+            let state = shard.0.read();
+            state.lists.iter().filter_map(List::first).min()
+        };
+        self.shards.iter().filter_map(first).min()
     }
 
     fn follow(

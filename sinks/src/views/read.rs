@@ -78,8 +78,8 @@ struct Sums<const N: usize, M> {
     index: HashTable<u32>,
     /// The row that was added to last: rows of one key often come one after another.
     last: usize,
-    /// By row: figures that left the range of the group's counters, as integers.
-    spilled: HashMap<u32, Vec<i64>>,
+    /// By row: figures that left the range of the group's counters, not yet rounded.
+    spilled: HashMap<u32, Vec<i128>>,
 }
 
 struct Sum<const N: usize, M> {
@@ -127,13 +127,25 @@ impl<const N: usize, M: Group> Sums<N, M> {
     }
 }
 
-fn spill<M: Group>(into: &mut Vec<i64>, metrics: &M) {
+/// Adds what the group's counters cannot hold. Exact: `i128` is beyond any number of rows.
+fn spill<M: Group>(into: &mut Vec<i128>, metrics: &M) {
     let mut figures = Vec::with_capacity(M::COLUMNS.len());
-    metrics.columns(&mut figures);
+    metrics.exact(&mut figures);
     into.resize(figures.len(), 0);
     for (a, b) in into.iter_mut().zip(figures) {
-        *a = a.saturating_add(b);
+        *a += b;
     }
+}
+
+/// The figures of a sum of which a part was spilled: rounded once, after everything was added. One
+/// that no answer can hold stands at the limit of `i64`.
+fn figures_of<M: Group>(spilled: &[i128], metrics: &M, out: &mut Vec<i64>) {
+    let mut all = spilled.to_vec();
+    spill(&mut all, metrics);
+    let figure = |(column, exact): (usize, i128)| {
+        M::rounded(column, exact).clamp(i64::MIN.into(), i64::MAX.into()) as i64
+    };
+    out.extend(all.into_iter().enumerate().map(figure));
 }
 
 /// The state of a row that adds up two buckets.
@@ -282,12 +294,9 @@ fn sorted<const N: usize, M: Group>(
     let mut block = RowBlock::new(width, M::COLUMNS.len());
     for i in order(&views.symbols, width, &sums.rows) {
         let row = &sums.rows[i as usize];
-        let figures = |out: &mut Vec<i64>| {
-            let begin = out.len();
-            row.metrics.columns(out);
-            for (a, b) in out[begin..].iter_mut().zip(sums.spilled.get(&i).into_iter().flatten()) {
-                *a = a.saturating_add(*b);
-            }
+        let figures = |out: &mut Vec<i64>| match sums.spilled.get(&i) {
+            Some(spilled) => figures_of(spilled, &row.metrics, out),
+            None => row.metrics.columns(out),
         };
         let start_us = start_of(query, row.slot);
         block.push(start_us, &row.key[..width], figures, row.version, row.state, (1, false));

@@ -132,6 +132,10 @@ fn check_incidents(model: &mut Model, epoch: Epoch) {
             found.extend(page.incidents);
         }
         assert_eq!(found, expected);
+        let first = model.views.first_listed();
+        for ((epoch, _), _) in &found {
+            assert!(first.is_some_and(|first| first <= *epoch), "{first:?} {epoch}");
+        }
     }
 }
 

@@ -137,7 +137,7 @@ impl<'b> Column<'b> {
             (Some(field), Some(hash)) => sent.put_hashed(field, value, hash),
             (Some(field), None) => sent.put(field, value),
             (None, _) if matches!(value, Value::Null) => {}
-            (None, _) => sent.put_extra(self.name, value, bytes_about(&value)),
+            (None, _) => sent.put_extra(self.name, value, value.bytes_about()),
         }
     }
 }
@@ -154,13 +154,6 @@ fn unsupported(name: &str, array: &ArrayRef) -> Problem {
         ),
         "send text, integers, booleans or timestamps",
     )
-}
-
-const fn bytes_about(value: &Value<'_>) -> usize {
-    match value {
-        Value::Text(text) | Value::Number(text) | Value::Raw(text) => text.len() + 2,
-        _ => 20,
-    }
 }
 
 /// A column of a type that is understood.

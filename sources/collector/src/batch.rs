@@ -12,7 +12,7 @@ use crate::{
     dictionary::{Dictionary, Nulls, strings},
     fields::{
         COLUMN, CONSENT, DICT_AD, DICT_ADVERTISER, DICT_CAMPAIGN, DICT_CONSENT, DICT_CONSENT_STATE,
-        DICT_FIELDS, DICT_INVALID_REASON, DICTS, Field, FieldSet, HASH_IMPRESSION, HASH_IP,
+        DICT_FIELDS, DICT_INVALID_REASON, DICTS, FIELDS, Field, FieldSet, HASH_IMPRESSION, HASH_IP,
         HASH_USER, HASHED_FIELDS, HASHES, PLAIN_FIELDS, TEXT_EVENT_ID, TEXT_EXTRA, TEXTS,
         for_each_field,
     },
@@ -31,7 +31,12 @@ use trueup_operators::{
     event::{BROKEN_VERSION, EventType, SCHEMA_VERSION, columns},
     hash::{Domain, HashKey, IdHash},
     money::PriceBasis,
+    symbols::OTHER_TEXT,
 };
+
+/// Fields of any version that have a column of their own.
+const HAS_COLUMN: FieldSet =
+    Field::EventId.bit() | Field::OccurredAt.bit() | Field::ReceivedAt.bit();
 
 /// What the columns need besides the event.
 pub(crate) struct Context<'a> {
@@ -234,18 +239,74 @@ impl Batch {
     /// object.
     #[cold]
     pub(crate) fn push_broken(&mut self, at_us: i64, extra: &[u8]) {
+        let nothing = Checked {
+            id_hash: IdHash::default(),
+            payload_hash: 0,
+            event_type: EventType::Impression,
+            occurred_us: at_us,
+            received_us: at_us,
+            price_micros: 0,
+            price_basis: PriceBasis::Cpc,
+            value_micros: None,
+            schema_version: BROKEN_VERSION,
+        };
+        self.push_unread(&nothing, b"", extra);
+    }
+
+    /// Adds an event of another schema version whose fields this one cannot hold: all of them, as
+    /// they were sent, are further fields. Returns the bytes of text that it took.
+    #[cold]
+    pub(crate) fn push_other(&mut self, sent: &Sent<'_>, checked: &Checked, key: HashKey) -> usize {
         let row = self.rows;
-        self.id_hashes.extend_from_slice(&IdHash::default());
-        self.payload_hashes.push(0);
-        self.event_types.push(EventType::Impression as u8);
-        self.occurred_us.push(at_us);
-        self.received_us.push(at_us);
-        self.versions.push(row, BROKEN_VERSION, SCHEMA_VERSION);
+        let mut json = std::mem::take(&mut self.json);
+        json.clear();
+        let begin = |name: &[u8], json: &mut Vec<u8>| {
+            json.push(if json.is_empty() { b'{' } else { b',' });
+            consent::write_string(name, json);
+            json.push(b':');
+        };
+        // Above what its column holds, the version is a further field as well.
+        let written = matches!(sent.get(Field::SchemaVersion), Some(Value::Integer(version))
+            if *version == i64::from(checked.schema_version));
+        let version = if written { Field::SchemaVersion.bit() } else { 0 };
+        // Who was there is never kept but as a hash.
+        let others = sent.present & !(HAS_COLUMN | HASHED_FIELDS | version);
+        for_each_field!(others, number => {
+            begin(FIELDS[number].name.as_bytes(), &mut json);
+            consent::write_value(&sent.values[number], &mut json);
+        });
+        for extra in &sent.extras {
+            begin(extra.name, &mut json);
+            consent::write_value(&extra.value, &mut json);
+        }
+        if !json.is_empty() {
+            json.push(b'}');
+        }
+        self.push_hashes(row, sent, key);
+        let id = sent.text(Field::EventId).unwrap_or_default();
+        self.push_unread(checked, id, &json);
+        let bytes = id.len() + json.len();
+        self.json = json;
+        bytes
+    }
+
+    /// Adds a row that nobody reads but to show it. An event of this version has a campaign; this
+    /// has none.
+    fn push_unread(&mut self, checked: &Checked, id: &[u8], extra: &[u8]) {
+        let row = self.rows;
+        self.id_hashes.extend_from_slice(&checked.id_hash);
+        self.payload_hashes.push(checked.payload_hash);
+        self.event_types.push(checked.event_type as u8);
+        self.occurred_us.push(checked.occurred_us);
+        self.received_us.push(checked.received_us);
+        self.versions.push(row, checked.schema_version, SCHEMA_VERSION);
         for required in [DICT_CAMPAIGN, DICT_AD] {
             self.push_word(row, required, "");
         }
-        self.texts[TEXT_EVENT_ID].push(row, b"");
-        self.texts[TEXT_EXTRA].push(row, extra);
+        self.texts[TEXT_EVENT_ID].push(row, id);
+        if !extra.is_empty() {
+            self.texts[TEXT_EXTRA].push(row, extra);
+        }
         self.rows = row + 1;
     }
 
@@ -271,15 +332,10 @@ impl Batch {
     #[inline(never)]
     fn push_rare(&mut self, row: usize, sent: &Sent<'_>, context: &Context<'_>) -> usize {
         let mut bytes = 0;
-        for (field, domain, column) in [
-            (Field::ImpressionId, Domain::Impression, HASH_IMPRESSION),
-            (Field::UserId, Domain::User, HASH_USER),
-            (Field::Ip, Domain::Ip, HASH_IP),
-        ] {
-            if let Some(text) = sent.text(field) {
-                self.hashes[column].push(row, context.key.hash(domain, text));
-            }
+        if let Some(text) = sent.text(Field::ImpressionId) {
+            self.hashes[HASH_IMPRESSION].push(row, context.key.hash(Domain::Impression, text));
         }
+        self.push_hashes(row, sent, context.key);
         if let Some(state) = consent::derive(sent) {
             self.json.clear();
             consent::write(sent, &mut self.json);
@@ -310,6 +366,16 @@ impl Batch {
         bytes
     }
 
+    fn push_hashes(&mut self, row: usize, sent: &Sent<'_>, key: HashKey) {
+        for (field, domain, column) in
+            [(Field::UserId, Domain::User, HASH_USER), (Field::Ip, Domain::Ip, HASH_IP)]
+        {
+            if let Some(text) = sent.text(field) {
+                self.hashes[column].push(row, key.hash(domain, text));
+            }
+        }
+    }
+
     fn push_word(&mut self, row: usize, column: usize, word: &str) {
         self.dicts[column].push(row, word.as_bytes(), dictionary_hash(word.as_bytes()));
     }
@@ -333,7 +399,8 @@ impl Batch {
     fn ask_advertiser(&mut self, campaign: usize, sent: &Sent<'_>, context: &Context<'_>) {
         let advertiser = sent
             .text(Field::CampaignId)
-            .and_then(|id| (context.advertiser_of)(std::str::from_utf8(id).ok()?));
+            .and_then(|id| (context.advertiser_of)(std::str::from_utf8(id).ok()?))
+            .filter(|id| **id != *OTHER_TEXT);
         self.advertisers[campaign] = match advertiser {
             None => Filled::Nobody,
             Some(id) => {

@@ -4,12 +4,16 @@
 //! The checks never change a value: what passes is stored as it was sent. The first fault found
 //! is the one that is named: the form of the event, required fields, the lengths of texts, texts
 //! that must be one of a few words, times, numbers, consent; each in the order of the table.
+//!
+//! An event of another schema version may have other fields and other rules, which only a later
+//! program knows. It is not refused for breaking these: if it has an id and a time and is not too
+//! large, it goes to the quarantine as it was sent ([`Checker::check_other`]).
 
 use crate::{
-    fault::{Fault, OCCURRED_US_MAX, OCCURRED_US_MIN},
+    fault::Fault,
     fields::{
-        ALL, COUNT, FIELDS, Field, FieldSet, REQUIRED, Rule, TEXT_BYTES_MAX, TEXT_FIELDS,
-        for_each_field, tag_of,
+        ALL, COUNT, EVENT_ID_BYTES_MAX, FIELDS, Field, FieldSet, REQUIRED, Rule, TEXT_BYTES_MAX,
+        TEXT_FIELDS, for_each_field, tag_of,
     },
     instant::Instants,
     payload,
@@ -18,7 +22,7 @@ use crate::{
 };
 use bumpalo::Bump;
 use trueup_operators::{
-    event::{EventType, SCHEMA_VERSION},
+    event::{EventType, OCCURRED_US, SCHEMA_VERSION},
     hash::{Domain, HashKey, IdHash, mix, stable},
     money::PriceBasis,
     symbols::OTHER_TEXT,
@@ -35,6 +39,8 @@ pub(crate) struct Terms<'a> {
     pub(crate) publishers: &'a [String],
     /// Fields that the collector filled in by itself: not part of the payload hash.
     pub(crate) stamped: FieldSet,
+    /// The payload hash, if whoever was sent the event has computed it.
+    pub(crate) payload_hash: Option<u64>,
 }
 
 /// What a checked event adds to the values that it was sent with.
@@ -48,6 +54,24 @@ pub(crate) struct Checked {
     pub(crate) price_basis: PriceBasis,
     pub(crate) value_micros: Option<i64>,
     pub(crate) schema_version: u16,
+}
+
+impl Checked {
+    /// Of an event that was received then, before its values are looked at.
+    #[inline]
+    fn of(received_us: i64, payload_hash: u64, schema_version: u16) -> Checked {
+        Checked {
+            id_hash: [0; 16],
+            payload_hash,
+            event_type: EventType::Impression,
+            occurred_us: 0,
+            received_us,
+            price_micros: 0,
+            price_basis: PriceBasis::Cpc,
+            value_micros: None,
+            schema_version,
+        }
+    }
 }
 
 /// Checks events; keeps what helps from one to the next.
@@ -83,17 +107,8 @@ impl Checker {
         if missing != 0 {
             return Err(Fault::Missing(ALL[missing.trailing_zeros() as usize]));
         }
-        let mut checked = Checked {
-            id_hash: [0; 16],
-            payload_hash: self.texts(sent, terms.stamped)?,
-            event_type: EventType::Impression,
-            occurred_us: 0,
-            received_us: terms.now_us,
-            price_micros: 0,
-            price_basis: PriceBasis::Cpc,
-            value_micros: None,
-            schema_version: SCHEMA_VERSION,
-        };
+        let texts = self.texts(sent, terms.stamped)?;
+        let mut checked = Checked::of(terms.now_us, texts, SCHEMA_VERSION);
         words(sent, &mut checked)?;
         let mut payload = checked.payload_hash;
         for_each_field!(sent.present & !TEXT_FIELDS, number => {
@@ -106,11 +121,69 @@ impl Checker {
             let share = payload::of_value(tag_of(extra.name), &extra.value, arena);
             payload = payload.wrapping_add(share);
         }
-        checked.payload_hash = payload;
+        checked.payload_hash = terms.payload_hash.unwrap_or(payload);
         check_publisher(sent, terms)?;
         if let Value::Text(id) = sent.values[Field::EventId as usize] {
             checked.id_hash = self.key.hash(Domain::Event, id);
         }
+        Ok(checked)
+    }
+
+    /// Checks an event that breaks a rule of this version. `None`: it is of this version, or its
+    /// form is at fault.
+    #[cold]
+    pub(crate) fn check_other<'a>(
+        &mut self,
+        sent: &Sent<'a>,
+        terms: &Terms<'_>,
+        arena: &Bump,
+    ) -> Option<Result<Checked, Fault<'a>>> {
+        let schema_version = other_version(sent).filter(|_| sent.fault.is_none())?;
+        Some(self.other_version(sent, schema_version, terms, arena))
+    }
+
+    fn other_version<'a>(
+        &mut self,
+        sent: &Sent<'a>,
+        schema_version: u16,
+        terms: &Terms<'_>,
+        arena: &Bump,
+    ) -> Result<Checked, Fault<'a>> {
+        let mut checked = Checked::of(terms.now_us, 0, schema_version);
+        let id = match sent.get(Field::EventId) {
+            None => return Err(Fault::Missing(Field::EventId)),
+            Some(Value::Text(id)) => *id,
+            Some(value) => return Err(Fault::WrongType { field: Field::EventId, value: *value }),
+        };
+        if id.len().wrapping_sub(1) >= EVENT_ID_BYTES_MAX {
+            return Err(bad_length(Field::EventId, id, EVENT_ID_BYTES_MAX));
+        }
+        let at = sent.get(Field::OccurredAt).ok_or(Fault::Missing(Field::OccurredAt))?;
+        self.time(Field::OccurredAt, *at, &mut checked, terms)?;
+        if let Some(at) = sent.get(Field::ReceivedAt) {
+            self.time(Field::ReceivedAt, *at, &mut checked, terms)?;
+        }
+        let (mut bytes, bytes_max) = (0, 4 * sent.extras_max.bytes);
+        for_each_field!(sent.present, number => {
+            let value = sent.values[number];
+            bytes += value.bytes_about();
+            if ALL[number] != Field::ReceivedAt && terms.stamped >> number & 1 == 0 {
+                let share = payload::of_value(self.tags[number], &value, arena);
+                checked.payload_hash = checked.payload_hash.wrapping_add(share);
+            }
+        });
+        if bytes > bytes_max {
+            return Err(Fault::ExtraTooLarge { bytes, bytes_max });
+        }
+        for extra in &sent.extras {
+            let share = payload::of_value(tag_of(extra.name), &extra.value, arena);
+            checked.payload_hash = checked.payload_hash.wrapping_add(share);
+        }
+        if let Some(hash) = terms.payload_hash {
+            checked.payload_hash = hash;
+        }
+        check_publisher(sent, terms)?;
+        checked.id_hash = self.key.hash(Domain::Event, id);
         Ok(checked)
     }
 
@@ -183,7 +256,7 @@ impl Checker {
             Value::Text(text) => self.instants.read(text).ok_or(Fault::BadTime { field, text })?,
             _ => return Err(Fault::WrongType { field, value }),
         };
-        if !(OCCURRED_US_MIN..OCCURRED_US_MAX).contains(&us) {
+        if !OCCURRED_US.contains(&us) {
             return Err(Fault::TimeOutOfRange { field, us });
         }
         if field == Field::ReceivedAt {
@@ -196,6 +269,17 @@ impl Checker {
         checked.occurred_us = us;
         Ok(payload::of_micros(self.tags[field as usize], us))
     }
+}
+
+/// The schema version of an event that says another than this one's. Above what 16 bits hold it
+/// stands at their limit.
+pub(crate) fn other_version(sent: &Sent<'_>) -> Option<u16> {
+    let version = match sent.get(Field::SchemaVersion)? {
+        Value::Integer(version) => u16::try_from((*version).min(u16::MAX.into())).ok()?,
+        Value::Number(written) if written.iter().all(u8::is_ascii_digit) => u16::MAX,
+        _ => return None,
+    };
+    (version != SCHEMA_VERSION).then_some(version)
 }
 
 #[cold]

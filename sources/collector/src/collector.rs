@@ -3,6 +3,7 @@
 use crate::{
     body::{Bounds, Held},
     decode::Decoder,
+    following::Follower,
     idempotency::Idempotency,
     inflate::Inflater,
     metadata::Metadata,
@@ -67,6 +68,9 @@ pub enum StartError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nobody can follow what other processes say of metadata.
+    #[error("the thread that follows the metadata topic cannot start: {0}")]
+    Thread(std::io::Error),
 }
 
 /// The collector. Cheap to clone; all clones are one.
@@ -100,6 +104,8 @@ impl From<Arc<dyn Log>> for Logs {
 }
 
 pub(crate) struct Inner {
+    /// Ends first, so that nobody holds the log any more.
+    _follower: Option<Follower>,
     pub(crate) log: Arc<dyn Log>,
     pub(crate) answering: Arc<dyn Log>,
     pub(crate) key: HashKey,
@@ -120,10 +126,11 @@ pub(crate) struct Inner {
 }
 
 impl Collector {
-    /// Opens the collector: reads the metadata from the log.
+    /// Opens the collector: reads the metadata from the log, and follows it there if the log is
+    /// shared.
     ///
     /// # Errors
-    /// When a setting cannot be used, or the metadata cannot be read.
+    /// When a setting cannot be used, or the metadata cannot be read or followed.
     pub fn new(
         logs: impl Into<Logs>,
         key: HashKey,
@@ -135,9 +142,14 @@ impl Collector {
         settings.check()?;
         let Logs { intake: log, answering } = logs.into();
         let metadata = Arc::new(Metadata::replay(&*log, settings.metadata_entries_max)?);
+        let follower = match log.is_shared() {
+            true => Some(Follower::start(Arc::clone(&metadata), Arc::clone(&log))),
+            false => None,
+        };
         let threads = settings.decode_threads();
         let now_us = clock();
         Ok(Collector(Arc::new(Inner {
+            _follower: follower.transpose().map_err(StartError::Thread)?,
             idempotency: Arc::new(Idempotency::new(
                 settings.idempotency_keys_max,
                 settings.idempotency_bytes_max,

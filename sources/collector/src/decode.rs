@@ -2,8 +2,10 @@
 //!
 //! Every event is scanned into borrowed slices ([`Sent`]), checked, and appended to the columns of
 //! its partition, which only the hash of its id decides. An event that breaks a rule is an error of
-//! that event; a body that is no JSON of the expected shape is a problem of the whole body, and
-//! then nothing of it is taken, because where one event ends and the next begins is not known.
+//! that event, and so is one whose texts were cut within a character or that is nested too deep; a
+//! body that is no JSON of the expected shape is a problem of the whole body, and then nothing of
+//! it is taken, because where one event ends and the next begins is not known. Of lines that is
+//! always known: one that is no JSON, or no UTF-8, is an error of that line.
 //!
 //! What a body becomes is bounded as well ([`Decoder::text_bytes_max`]): an Arrow dictionary or
 //! view names one text in many rows, and control characters grow when they are escaped.
@@ -130,7 +132,7 @@ impl Decoder {
         let (mut intake, memo) = self.intake(rules, format);
         match format {
             Format::Json => json(&mut intake, utf8(body)?, memo)?,
-            Format::Lines => lines(&mut intake, utf8(body)?, memo)?,
+            Format::Lines => lines(&mut intake, body, memo)?,
             Format::Arrow => arrow_body::read(&mut intake, body)?,
         }
         let mut decoded = intake.out;
@@ -188,6 +190,7 @@ impl Decoder {
                 future_skew_us_max: rules.future_skew_us_max,
                 publishers: rules.publishers,
                 stamped: 0,
+                payload_hash: None,
             },
             events_max: rules.events_max,
             text_bytes: 0,
@@ -247,7 +250,7 @@ impl<'d> Intake<'d> {
     ) -> Result<Result<(), Fault<'s>>, Problem> {
         let checked = match self.checker.check(sent, &self.terms, self.arena) {
             Ok(checked) => checked,
-            Err(fault) => return Ok(Err(fault)),
+            Err(fault) => return self.try_take_other(sent, fault),
         };
         let at = partition(&checked.id_hash, self.batches.len() as u16);
         let context = Context {
@@ -255,12 +258,36 @@ impl<'d> Intake<'d> {
             advertiser_of: self.advertiser_of,
             invalid_reason: self.invalid_reason,
         };
-        self.text_bytes += self.batches[usize::from(at)].push(sent, &checked, &context);
+        let bytes = self.batches[usize::from(at)].push(sent, &checked, &context);
+        self.taken(bytes).map(Ok)
+    }
+
+    /// Takes an event that breaks a rule if it is of another schema version.
+    #[cold]
+    fn try_take_other<'s>(
+        &mut self,
+        sent: &Sent<'s>,
+        fault: Fault<'s>,
+    ) -> Result<Result<(), Fault<'s>>, Problem> {
+        let checked = match self.checker.check_other(sent, &self.terms, self.arena) {
+            None => return Ok(Err(fault)),
+            Some(Err(fault)) => return Ok(Err(fault)),
+            Some(Ok(checked)) => checked,
+        };
+        let at = partition(&checked.id_hash, self.batches.len() as u16);
+        let bytes = self.batches[usize::from(at)].push_other(sent, &checked, self.key);
+        self.taken(bytes).map(Ok)
+    }
+
+    /// Counts an event that was taken and came to so many bytes of text.
+    #[inline(always)]
+    fn taken(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.text_bytes += bytes;
         self.out.accepted += 1;
         if self.text_bytes > self.text_bytes_max {
             return Err(too_much_text(self.text_bytes_max));
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// What is said when there is no room.
@@ -359,7 +386,7 @@ fn json<'d>(intake: &mut Intake<'d>, body: &'d [u8], memo: &mut Memo) -> Result<
                 found = true;
                 events(intake, &mut scanner, memo)?;
             } else {
-                scanner.skip().map_err(bad_json)?;
+                scanner.pass().map_err(bad_json)?;
             }
             if scanner.space() != Some(b',') {
                 break;
@@ -390,10 +417,13 @@ fn events<'d>(
     }
     loop {
         if scanner.space() == Some(b'{') {
-            read(scanner, memo, &mut sent).map_err(bad_json)?;
-            intake.take(&mut sent)?;
+            let start = scanner.at;
+            match read(scanner, memo, &mut sent) {
+                Ok(()) => intake.take(&mut sent)?,
+                Err(syntax) => pass(intake, scanner, start, &sent, syntax)?,
+            }
         } else {
-            scanner.skip().map_err(bad_json)?;
+            scanner.pass().map_err(bad_json)?;
             sent.clear();
             intake.refuse(&sent, Fault::NotAnObject)?;
         }
@@ -408,17 +438,57 @@ fn events<'d>(
     }
 }
 
+/// Goes behind an event that could not be read, if it has an end, and counts it as bad.
+#[cold]
+fn pass<'d>(
+    intake: &mut Intake<'d>,
+    scanner: &mut Scanner<'d>,
+    start: usize,
+    sent: &Sent<'d>,
+    syntax: Syntax,
+) -> Result<(), Problem> {
+    if !syntax.has_an_end() {
+        return Err(bad_json(syntax));
+    }
+    scanner.at = start;
+    scanner.pass().map_err(bad_json)?;
+    intake.refuse(sent, Fault::BadJson(syntax))
+}
+
 /// One event a line. A line that is no JSON is an error of that line only.
 fn lines<'d>(intake: &mut Intake<'d>, body: &'d [u8], memo: &mut Memo) -> Result<(), Problem> {
+    let is_utf8 = utf8(body);
     let mut scanner = Scanner::of_lines(body, intake.arena);
     let mut sent = Sent::default();
+    let mut others = 0;
     loop {
         match scanner.space() {
-            None => return Ok(()),
+            None => break,
             Some(b'\n') => scanner.at += 1,
+            Some(_) if is_utf8.is_err() && !is_utf8_line(&scanner) => {
+                others += 1;
+                sent.clear();
+                let at = scanner.at;
+                scanner.at = end_of_line(&scanner);
+                intake.refuse(&sent, Fault::NotUtf8 { at })?;
+            }
             Some(_) => line(intake, &mut scanner, memo, &mut sent)?,
         }
     }
+    match is_utf8 {
+        // Of something else altogether, a packed file for one, no line is a text.
+        Err(problem) if others == intake.out.accepted + intake.out.rejected => Err(problem),
+        _ => Ok(()),
+    }
+}
+
+fn end_of_line(scanner: &Scanner<'_>) -> usize {
+    let end = memchr::memchr(b'\n', &scanner.text[scanner.at..]);
+    end.map_or(scanner.text.len(), |end| scanner.at + end)
+}
+
+fn is_utf8_line(scanner: &Scanner<'_>) -> bool {
+    std::str::from_utf8(&scanner.text[scanner.at..end_of_line(scanner)]).is_ok()
 }
 
 fn line<'d>(
@@ -440,8 +510,8 @@ fn line<'d>(
         Ok(()) if object => intake.take(sent),
         Ok(()) => intake.refuse(sent, Fault::NotAnObject),
         Err(syntax) => {
-            let end = memchr::memchr(b'\n', &scanner.text[start..]);
-            scanner.at = end.map_or(scanner.text.len(), |end| start + end);
+            scanner.at = start;
+            scanner.at = end_of_line(scanner);
             intake.refuse(sent, Fault::BadJson(syntax))
         }
     }

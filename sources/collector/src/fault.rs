@@ -15,10 +15,6 @@ pub(crate) const EXTRA_BYTES_MAX: usize = 8192;
 /// The most parameters of a query.
 pub(crate) const FREE_PARAMETERS_MAX: usize = 64;
 
-/// No event is older than this or newer than that: 2000-01-01 and 2100-01-01, µs.
-pub(crate) const OCCURRED_US_MIN: i64 = 946_684_800_000_000;
-pub(crate) const OCCURRED_US_MAX: i64 = 4_102_444_800_000_000;
-
 /// How many bytes of a value a message shows.
 const SHOWN_BYTES_MAX: usize = 64;
 
@@ -26,6 +22,7 @@ const SHOWN_BYTES_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Fault<'a> {
     BadJson(Syntax),
+    NotUtf8 { at: usize },
     NotAnObject,
     Missing(Field),
     Empty(Field),
@@ -33,8 +30,8 @@ pub(crate) enum Fault<'a> {
     Reserved(Field),
     WrongType { field: Field, value: Value<'a> },
     Duplicate(&'a [u8]),
-    TooManyFields,
-    ExtraTooLarge { bytes: usize },
+    TooManyFields { fields_max: usize },
+    ExtraTooLarge { bytes: usize, bytes_max: usize },
     UnknownEventType(&'a [u8]),
     UnknownBasis(&'a [u8]),
     BadTime { field: Field, text: &'a [u8] },
@@ -67,6 +64,7 @@ impl Fault<'_> {
     pub(crate) const fn code(&self) -> &'static str {
         match self {
             Fault::BadJson(_) => "bad_json",
+            Fault::NotUtf8 { .. } => "invalid_utf8",
             Fault::NotAnObject => "not_an_object",
             Fault::Missing(_) => "missing_field",
             Fault::Empty(_) => "empty_field",
@@ -74,7 +72,7 @@ impl Fault<'_> {
             Fault::Reserved(_) => "reserved_text",
             Fault::WrongType { .. } => "wrong_type",
             Fault::Duplicate(_) => "duplicate_field",
-            Fault::TooManyFields => "too_many_fields",
+            Fault::TooManyFields { .. } => "too_many_fields",
             Fault::ExtraTooLarge { .. } => "extra_too_large",
             Fault::UnknownEventType(_) => "unknown_event_type",
             Fault::UnknownBasis(_) => "unknown_price_basis",
@@ -92,6 +90,9 @@ impl Fault<'_> {
     pub(crate) fn message(&self) -> String {
         match *self {
             Fault::BadJson(Syntax { at, what }) => format!("byte {at}: {what}"),
+            Fault::NotUtf8 { at } => {
+                format!("the line that begins with byte {at} of the body is not UTF-8")
+            }
             Fault::NotAnObject => "the event is not a JSON object".into(),
             Fault::Missing(field) => format!("`{}` is missing", field.name()),
             Fault::Empty(field) => format!("`{}` is an empty string", field.name()),
@@ -108,12 +109,12 @@ impl Fault<'_> {
                 format!("`{}` is {}, which is not {}", field.name(), written(&value), wanted(field))
             }
             Fault::Duplicate(name) => format!("`{}` is there twice", shown(name)),
-            Fault::TooManyFields => {
-                format!("more than {EXTRA_FIELDS_MAX} fields are not of the event schema")
+            Fault::TooManyFields { fields_max } => {
+                format!("more than {fields_max} fields are not of the event schema")
             }
-            Fault::ExtraTooLarge { bytes } => format!(
+            Fault::ExtraTooLarge { bytes, bytes_max } => format!(
                 "fields that are not of the event schema take {bytes} bytes or more, the limit is \
-                 {EXTRA_BYTES_MAX}"
+                 {bytes_max}"
             ),
             Fault::UnknownEventType(text) => format!("`eventType` is \"{}\"", shown(text)),
             Fault::UnknownBasis(text) => format!("`priceBasis` is \"{}\"", shown(text)),
@@ -143,7 +144,14 @@ impl Fault<'_> {
     /// What to do.
     pub(crate) fn hint(&self) -> String {
         match *self {
+            Fault::BadJson(syntax) if syntax.is_lone_surrogate() => {
+                "cut texts between characters: an escaped one beyond U+FFFF is a pair".into()
+            }
+            Fault::BadJson(syntax) if syntax.is_too_deep() => {
+                "send flatter fields, or what is in them as a text".into()
+            }
             Fault::BadJson(_) => "send one JSON object a line".into(),
+            Fault::NotUtf8 { .. } => "send JSON in UTF-8, and cut texts between characters".into(),
             Fault::NotAnObject => "send each event as an object of fields".into(),
             Fault::Missing(field) => format!("send `{}` with every event", field.name()),
             Fault::Empty(_) => "leave the field out when there is no value".into(),
@@ -151,7 +159,7 @@ impl Fault<'_> {
             Fault::Reserved(_) => "send another text".into(),
             Fault::WrongType { field, .. } => format!("send {}", wanted(field)),
             Fault::Duplicate(_) => "send each field once".into(),
-            Fault::TooManyFields | Fault::ExtraTooLarge { .. } => {
+            Fault::TooManyFields { .. } | Fault::ExtraTooLarge { .. } => {
                 "send fewer fields of your own, or one object with what matters".into()
             }
             Fault::UnknownEventType(_) => "send `impression`, `click` or `conversion`".into(),

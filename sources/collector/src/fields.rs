@@ -267,6 +267,20 @@ impl Field {
     }
 }
 
+/// Whether a name that is not in the table is another spelling of a field of which only a hash is
+/// stored (`user_id`, `USERID`, `Ip`): letters and digits count, in either case.
+pub(crate) fn is_private(name: &[u8]) -> bool {
+    let letters =
+        || name.iter().filter(|byte| byte.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
+    for_each_field!(HASHED_FIELDS, number => {
+        let known = FIELDS[number].name.bytes().map(|byte| byte.to_ascii_lowercase());
+        if letters().eq(known) {
+            return true;
+        }
+    });
+    false
+}
+
 /// The tag of a field's name in the payload hash.
 pub(crate) fn tag_of(name: &[u8]) -> u64 {
     hash::stable(name)
@@ -280,6 +294,16 @@ pub(crate) fn tags() -> [u64; COUNT] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_there_has_many_spellings() {
+        for name in ["userId", "user_id", "USER-ID", "userid", "user.id", "user_id[]", "ip", "IP"] {
+            assert!(is_private(name.as_bytes()), "{name}");
+        }
+        for name in ["", "_", "user", "userIds", "ipv", "zip", "tip", "sessionId", "impressionId"] {
+            assert!(!is_private(name.as_bytes()), "{name}");
+        }
+    }
 
     #[test]
     fn the_table_agrees_with_itself() {

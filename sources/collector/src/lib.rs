@@ -11,7 +11,8 @@
 //! | `body` `inflate` `rate` `idempotency` `pool` `settings` | what keeps it bounded |
 //! | `pixel` `pixel_group` `client` `bots` | clicks and pixels |
 //! | `messages` | events that others wrote to a shared topic |
-//! | `collect` `verdicts` `metadata` `metadata_routes` `router` | the other routes |
+//! | `metadata` `following` `renewal` `change` `metadata_routes` | campaigns, ads and publishers |
+//! | `collect` `verdicts` `router` | the other routes |
 //!
 //! Two promises start here. *Nothing is both acknowledged and lost*: an answer of 202, 302 or a
 //! GIF is given only after the log has said that the events are durable. *Nothing is silent*:
@@ -22,6 +23,7 @@ mod arrow_body;
 mod batch;
 mod body;
 mod bots;
+mod change;
 mod check;
 mod client;
 mod collect;
@@ -31,6 +33,7 @@ mod decode;
 mod dictionary;
 mod fault;
 mod fields;
+mod following;
 mod idempotency;
 mod inflate;
 mod instant;
@@ -57,7 +60,7 @@ mod tests;
 pub use collector::{Clock, Collector, Logs, NoPressure, Pressure, StartError};
 pub use decode::{AdvertiserOf, Decoded, Decoder, Format, Rules};
 pub use fault::EventError;
-pub use messages::{Message, MessageDecoder};
-pub use metadata::{Ad, Campaign, Entry, Kind, Metadata, Publisher, Record};
+pub use messages::{DERIVED, Message, MessageDecoder};
+pub use metadata::{Ad, Campaign, Entry, Kind, Metadata, OnlyIf, Publisher, Record};
 pub use names::Metric;
 pub use settings::{InvalidSetting, Settings};

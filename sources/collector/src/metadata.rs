@@ -3,26 +3,30 @@
 //!
 //! A frame of the topic is a JSON array of [`Record`]s. The *version* of an entry, its `ETag`, is
 //! the offset of its last frame plus one: it grows with every change, survives restarts, is the
-//! same on every replay, and is not used again after an entry was deleted.
+//! same on every replay and in every process, and is not used again after an entry was deleted.
 //!
-//! Reading is a lock around a map; writing is one writer at a time, because a change is decided
-//! (`If-Match`) against what is durable. The number of entries is bounded.
+//! The entries are what the frames say in the order of the log, and nothing else: the last change
+//! of an entry wins. A frame may carry the condition of its change (`onlyIf`), which is decided at
+//! its place in the log, by every reader alike; a change whose condition no longer holds there is
+//! applied by nobody. It carries a number of its change, too (`change`): a frame that the log got
+//! twice in a row is one change, and who made the change sees what became of it. Frames of versions
+//! that knew neither are changes without a condition.
+//!
+//! Reading is a lock around a map. How a change comes about is told in `change`, and how the
+//! topic is followed in `following`. The number of entries is bounded.
 
 use crate::collector::StartError;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 use trueup_operators::{
     log::{Frame, Log, Topic},
     money::PriceBasis,
 };
-
-/// How much of the topic is read at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -112,6 +116,45 @@ pub struct Record {
     pub id: String,
     /// What it is now; `None`: deleted.
     pub value: Option<Json>,
+    /// What must be so, at this place of the log, for the change to be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_if: Option<OnlyIf>,
+    /// The number of the change, drawn at random: a repeated frame has the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<u64>,
+}
+
+/// The condition of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnlyIf {
+    /// There is no such entry.
+    Absent,
+    /// There is one.
+    Present,
+    /// There is one of this version.
+    Version(u64),
+}
+
+impl OnlyIf {
+    fn holds(self, before: Option<&Entry>) -> bool {
+        match self {
+            OnlyIf::Absent => before.is_none(),
+            OnlyIf::Present => before.is_some(),
+            OnlyIf::Version(version) => before.is_some_and(|entry| entry.version == version),
+        }
+    }
+}
+
+/// What became of a change at its place in the log.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    /// The entry before it.
+    pub(crate) before: Option<Entry>,
+    /// Whether its condition held.
+    pub(crate) is_made: bool,
+    /// The entry after it.
+    pub(crate) after: Option<Entry>,
 }
 
 /// An entry.
@@ -121,14 +164,24 @@ pub struct Entry {
     pub version: u64,
     /// What it is.
     pub value: Arc<Json>,
+    /// Which change made it.
+    change: Option<u64>,
 }
 
 /// All entries.
 pub struct Metadata {
     entries: RwLock<Entries>,
     entries_max: usize,
-    /// Held while a change is decided and made durable.
+    /// Whether other processes write the topic.
+    pub(crate) is_shared: bool,
+    /// Held while a change is decided and made durable, where nobody else makes any.
     pub(crate) writer: tokio::sync::Mutex<()>,
+    /// Held by who reads the topic on.
+    pub(crate) reading: Mutex<()>,
+    /// The offset up to which the topic was read.
+    pub(crate) read_to: AtomicU64,
+    /// Changes that somebody waits for, and what became of them.
+    pub(crate) watched: Mutex<HashMap<u64, Option<Outcome>>>,
 }
 
 #[derive(Default)]
@@ -144,59 +197,70 @@ impl Metadata {
         let metadata = Metadata {
             entries: RwLock::default(),
             entries_max,
+            is_shared: log.is_shared(),
             writer: tokio::sync::Mutex::new(()),
+            reading: Mutex::default(),
+            read_to: AtomicU64::new(log.first(Topic::Metadata, 0)),
+            watched: Mutex::default(),
         };
-        let mut offset = log.first(Topic::Metadata, 0);
-        let end = log.ends(Topic::Metadata).first().map_or(0, |end| end.offset);
-        while offset < end {
-            let frames = log.read(Topic::Metadata, 0, offset, end, READ_BYTES)?;
-            // None: the rest of the range is a gap.
-            offset = frames.last().map_or(end, |last| last.next);
-            for frame in &frames {
-                metadata.apply_frame(frame)?;
-            }
-        }
+        metadata.read_on(log)?;
         Ok(metadata)
     }
 
-    fn apply_frame(&self, frame: &Frame) -> Result<(), StartError> {
+    /// Applies a frame. On a shared log a frame that is no metadata is somebody else's; on one of
+    /// our own it is damage.
+    pub(crate) fn apply_frame(&self, frame: &Frame) -> Result<(), StartError> {
+        let offset = frame.offset;
         if let Some(reason) = &frame.foreign {
-            let offset = frame.offset;
             tracing::warn!(offset, %reason, "a message in the metadata topic is none of ours");
             return Ok(());
         }
-        let records: Vec<Record> = serde_json::from_slice(&frame.payload).map_err(|error| {
-            StartError::Metadata { offset: frame.offset, reason: error.to_string() }
-        })?;
+        let records: Vec<Record> = match serde_json::from_slice(&frame.payload) {
+            Ok(records) => records,
+            Err(error) if self.is_shared => {
+                tracing::error!(offset, %error, "a message in the metadata topic is no metadata");
+                return Ok(());
+            }
+            Err(error) => return Err(StartError::Metadata { offset, reason: error.to_string() }),
+        };
         for record in records {
-            self.apply(record, frame.next);
+            let change = record.change;
+            let outcome = self.apply(record, frame.next);
+            let Some(change) = change else { continue };
+            if let Some(watched) = self.watched.lock().get_mut(&change) {
+                // What became of a repeated frame is what became of the first.
+                watched.get_or_insert(outcome);
+            }
         }
         Ok(())
     }
 
     /// Takes a change that is durable.
-    pub(crate) fn apply(&self, record: Record, version: u64) {
+    pub(crate) fn apply(&self, record: Record, version: u64) -> Outcome {
+        let Record { kind, id, value, only_if, change } = record;
         let mut entries = self.entries.write();
-        if record.kind == Kind::Campaign {
-            let advertiser = record.value.as_ref().and_then(|v| v["advertiserId"].as_str());
-            match advertiser {
+        let key = (kind, id);
+        let before = entries.by_id.get(&key).cloned();
+        let is_repeat = change.is_some() && before.as_ref().is_some_and(|e| e.change == change);
+        if is_repeat || !only_if.is_none_or(|condition| condition.holds(before.as_ref())) {
+            return Outcome { after: before.clone(), before, is_made: false };
+        }
+        if kind == Kind::Campaign {
+            match value.as_ref().and_then(|value| value["advertiserId"].as_str()) {
                 Some(advertiser) => {
-                    entries.advertisers.insert(record.id.clone(), advertiser.into());
+                    entries.advertisers.insert(key.1.clone(), advertiser.into());
                 }
                 None => {
-                    entries.advertisers.remove(&record.id);
+                    entries.advertisers.remove(&key.1);
                 }
             }
         }
-        let key = (record.kind, record.id);
-        match record.value {
-            Some(value) => {
-                entries.by_id.insert(key, Entry { version, value: Arc::new(value) });
-            }
-            None => {
-                entries.by_id.remove(&key);
-            }
-        }
+        let after = value.map(|value| Entry { version, value: Arc::new(value), change });
+        match &after {
+            Some(entry) => entries.by_id.insert(key, entry.clone()),
+            None => entries.by_id.remove(&key),
+        };
+        Outcome { before, is_made: true, after }
     }
 
     /// An entry.
@@ -232,6 +296,8 @@ impl Metadata {
             kind: *kind,
             id: id.clone(),
             value: Some((*entry.value).clone()),
+            only_if: None,
+            change: None,
         };
         old.map(record).collect()
     }

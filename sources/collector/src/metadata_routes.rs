@@ -1,33 +1,27 @@
 //! `/v1/campaigns`, `/v1/ads`, `/v1/publishers` and `/v1/dimensions`.
 //!
 //! `PUT` replaces the whole entry and answers its `ETag`; `If-Match` and `If-None-Match: *` decide
-//! against the entry as it is durable, one writer at a time, and answer 412 when someone else was
-//! faster. A change is visible only once the log holds it.
+//! against the entry as it is durable, and answer 412 when someone else was faster (`change`). A
+//! change is visible only once the log holds it.
 
 use crate::{
-    append::append,
-    collector::{Collector, Inner, content_length},
+    change::{Change, change},
+    collector::{Collector, content_length},
     fault::shown,
-    metadata::{Ad, Campaign, Entry, Kind, Publisher, Record},
+    metadata::{Ad, Campaign, Entry, Kind, Publisher},
 };
-use arrow_buffer::Buffer;
 use axum::{
     Json,
     body::Body,
-    extract::{Path, Query, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, Path, Query, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::Arc;
 use trueup_operators::{
-    access::Action,
-    event::{DIMENSIONS, SCHEMA_VERSION},
-    log::{Append, Topic},
-    money::PRICE_MICROS_MAX,
-    problem::Problem,
-    time::parse_rfc3339,
+    access::Action, event::DIMENSIONS, money::PRICE_MICROS_MAX, problem::Problem,
+    symbols::OTHER_TEXT, time::parse_rfc3339,
 };
 
 const ID_BYTES_MAX: usize = crate::fields::ID_BYTES_MAX;
@@ -47,7 +41,7 @@ impl Kind {
         }
     }
 
-    const fn id_name(self) -> &'static str {
+    pub(crate) const fn id_name(self) -> &'static str {
         match self {
             Kind::Campaign => "campaignId",
             Kind::Ad => "adId",
@@ -56,11 +50,31 @@ impl Kind {
     }
 }
 
+/// The id in a path.
+pub(crate) struct Id(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Id {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Id, Problem> {
+        let id = Path::<String>::from_request_parts(parts, state).await;
+        id.map(|Path(id)| Id(id)).map_err(|rejection| {
+            Problem::new(
+                400,
+                "bad_path",
+                "the path cannot be read",
+                format!("the path `{}` cannot be read: {rejection}", parts.uri.path()),
+                "encode ids in a path as the UTF-8 of a URL",
+            )
+        })
+    }
+}
+
 /// `GET /v1/…/{id}`
 pub(crate) async fn get(
     kind: Kind,
     State(collector): State<Collector>,
-    Path(id): Path<String>,
+    Id(id): Id,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     collector.0.sender(&headers, Action::Read)?;
@@ -100,7 +114,7 @@ pub(crate) async fn list(
 pub(crate) async fn put(
     kind: Kind,
     State(collector): State<Collector>,
-    Path(id): Path<String>,
+    Id(id): Id,
     request: Request,
 ) -> Result<Response, Problem> {
     let inner = collector.0;
@@ -116,9 +130,10 @@ pub(crate) async fn put(
             id.len()
         )));
     }
+    check_reserved(kind.id_name(), &id)?;
     let value = checked(kind, &whole)?;
     // A task of its own: a change that has begun is made even if the client goes away.
-    let change = change(inner, kind, id, Some(value), parts.headers);
+    let change = change(inner, Change { kind, id, value: Some(value) }, parts.headers);
     tokio::spawn(change).await.map_err(|error| crate::collect::mistake(&error))?
 }
 
@@ -126,12 +141,13 @@ pub(crate) async fn put(
 pub(crate) async fn delete(
     kind: Kind,
     State(collector): State<Collector>,
-    Path(id): Path<String>,
+    Id(id): Id,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let inner = collector.0;
     inner.sender(&headers, Action::Operate)?;
-    let change = change(inner, kind, id, None, headers);
+    let _place = inner.enter()?;
+    let change = change(inner, Change { kind, id, value: None }, headers);
     tokio::spawn(change).await.map_err(|error| crate::collect::mistake(&error))?
 }
 
@@ -146,90 +162,8 @@ pub(crate) async fn dimensions(
     Ok(Json(json!({ "dimensions": names })).into_response())
 }
 
-async fn change(
-    inner: Arc<Inner>,
-    kind: Kind,
-    id: String,
-    value: Option<Value>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let metadata = inner.metadata.clone();
-    let _writer = metadata.writer.lock().await;
-    let before = metadata.get(kind, &id);
-    check_conditions(&headers, kind, &id, before.as_ref())?;
-    if value.is_none() && before.is_none() {
-        return Err(not_found(kind, &id));
-    }
-    if before.is_none() && !metadata.has_room() {
-        return Err(Problem::new(
-            413,
-            "metadata_full",
-            "there are too many campaigns, ads and publishers",
-            format!("the limit of {} entries is reached", inner.settings.metadata_entries_max),
-            "delete what is not used, or raise `[limits] metadata_entries_max`",
-        ));
-    }
-    let record = Record { kind, id: id.clone(), value };
-    let payload = serde_json::to_vec(&[&record]).map_err(|e| crate::collect::mistake(&e))?;
-    let frame = Append {
-        topic: Topic::Metadata,
-        partition: 0,
-        schema_version: SCHEMA_VERSION,
-        records: 1,
-        payload: Buffer::from_vec(payload),
-    };
-    let appended = append(&inner.log, vec![frame]).await?;
-    let Some(at) = appended.first() else {
-        return Err(crate::collect::mistake(&"the log appended a frame and gave no offset"));
-    };
-    let deleted = record.value.is_none();
-    metadata.apply(record, at.offset + 1);
-    if deleted {
-        return Ok(StatusCode::NO_CONTENT.into_response());
-    }
-    let entry = metadata.get(kind, &id).ok_or_else(|| not_found(kind, &id))?;
-    let status = if before.is_some() { StatusCode::OK } else { StatusCode::CREATED };
-    Ok(shown_entry(kind, &id, &entry, status))
-}
-
-fn etag(version: u64) -> String {
+pub(crate) fn etag(version: u64) -> String {
     format!("\"{version}\"")
-}
-
-fn check_conditions(
-    headers: &HeaderMap,
-    kind: Kind,
-    id: &str,
-    before: Option<&Entry>,
-) -> Result<(), Problem> {
-    let have = before.map(|entry| etag(entry.version));
-    let failed = |wanted: &str| {
-        let have = have.as_deref().unwrap_or("none, it does not exist");
-        Err(Problem::new(
-            412,
-            "version_mismatch",
-            "the entry is not as the request expects",
-            format!(
-                "{} `{}` has version {have}, the request wants {wanted}",
-                kind.id_name(),
-                shown(id.as_bytes())
-            ),
-            "read it again, make the change on what is there now, and send its `ETag`",
-        ))
-    };
-    if let Some(wanted) = headers.get(header::IF_MATCH) {
-        let wanted = wanted.to_str().unwrap_or_default();
-        let matches = have.as_deref().is_some_and(|have| {
-            wanted.split(',').map(str::trim).any(|tag| tag == "*" || tag == have)
-        });
-        if !matches {
-            return failed(wanted);
-        }
-    }
-    if headers.contains_key(header::IF_NONE_MATCH) && before.is_some() {
-        return failed("that there is none (`If-None-Match`)");
-    }
-    Ok(())
 }
 
 fn document(kind: Kind, id: &str, entry: &Entry) -> Value {
@@ -241,7 +175,7 @@ fn document(kind: Kind, id: &str, entry: &Entry) -> Value {
     value
 }
 
-fn shown_entry(kind: Kind, id: &str, entry: &Entry, status: StatusCode) -> Response {
+pub(crate) fn shown_entry(kind: Kind, id: &str, entry: &Entry, status: StatusCode) -> Response {
     let mut response = Response::new(Body::from(document(kind, id, entry).to_string()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -251,7 +185,7 @@ fn shown_entry(kind: Kind, id: &str, entry: &Entry, status: StatusCode) -> Respo
     response
 }
 
-fn not_found(kind: Kind, id: &str) -> Problem {
+pub(crate) fn not_found(kind: Kind, id: &str) -> Problem {
     Problem::new(
         404,
         "unknown_entry",
@@ -306,8 +240,23 @@ fn check_text(name: &str, text: Option<&str>, bytes_max: usize) -> Result<(), Pr
             "`{name}` has {} bytes, the limit is {bytes_max}",
             text.len()
         ))),
-        _ => Ok(()),
+        Some(text) => check_reserved(name, text),
+        None => Ok(()),
     }
+}
+
+/// What metadata says goes into events that do not say it themselves, and no event may say this.
+fn check_reserved(name: &str, text: &str) -> Result<(), Problem> {
+    if text != OTHER_TEXT {
+        return Ok(());
+    }
+    Err(Problem::new(
+        400,
+        "reserved_text",
+        "the text is reserved",
+        format!("`{name}` is \"{OTHER_TEXT}\", the name of what does not fit into a report"),
+        "send another text",
+    ))
 }
 
 fn check_campaign(campaign: &Campaign) -> Result<(), Problem> {

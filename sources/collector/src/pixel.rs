@@ -5,9 +5,11 @@
 //! Nothing that a query says decides where `/click` leads or what an event costs: landing page,
 //! campaign and price come from the ad's metadata. A parameter that is not one of ours, or that
 //! breaks the rule of its field, is kept under `query` in the event's `extra`; it never spoils the
-//! event. What the collector itself knows (the time when `ts` is missing, IP, user agent, referrer)
-//! is not part of the payload hash, so a retry with the same `event_id` is a duplicate. Without
-//! `event_id` every request is an event of its own.
+//! event. Only what could say who somebody is, `user_id` and `ip` in any spelling, is kept as a
+//! keyed hash or not at all: a second `user_id`, or one that breaks its rule, is dropped. What the
+//! collector itself knows (the time when `ts` is missing, IP, user agent, referrer) is not part of
+//! the payload hash, so a retry with the same `event_id` is a duplicate. Without `event_id` every
+//! request is an event of its own.
 //!
 //! Anybody can send a pixel, so its `event_id` is one of a namespace of its own: `event_id=order-1`
 //! becomes the event `px:order-1` (that is how it is looked up and judged), and cannot take the id
@@ -29,9 +31,10 @@ use crate::{
     collector::{Collector, Inner, header_text},
     consent::{write_string, write_value},
     decode::Single,
-    fault::{FREE_PARAMETERS_MAX, OCCURRED_US_MAX, OCCURRED_US_MIN, shown},
+    fault::{FREE_PARAMETERS_MAX, shown},
     fields::{
         EVENT_ID_BYTES_MAX, FIELDS, FREE_TEXT_BYTES_MAX, Field, FieldSet, ID_BYTES_MAX, Rule,
+        is_private,
     },
     metadata::Ad,
     names::Metric,
@@ -45,7 +48,11 @@ use axum::{
 };
 use std::{net::IpAddr, sync::Arc};
 use trueup_operators::{
-    event::EventType, hash::Domain, money::PriceBasis, problem::Problem, symbols::OTHER_TEXT,
+    event::{EventType, OCCURRED_US},
+    hash::Domain,
+    money::PriceBasis,
+    problem::Problem,
+    symbols::OTHER_TEXT,
     time::format_rfc3339,
 };
 
@@ -400,7 +407,7 @@ fn time_us(text: &str, latest_us: i64) -> Option<i64> {
         Ok(milliseconds) => milliseconds.checked_mul(1000)?,
         Err(_) => trueup_operators::time::parse_rfc3339(text)?,
     };
-    ((OCCURRED_US_MIN..OCCURRED_US_MAX).contains(&us) && us <= latest_us).then_some(us)
+    (OCCURRED_US.contains(&us) && us <= latest_us).then_some(us)
 }
 
 /// What the request itself says about who sent it.
@@ -462,7 +469,7 @@ fn finish(draft: &mut Draft, query: &Parameters, used: &[bool], reason: Option<&
     let json = &mut draft.json;
     let mut names: Vec<&str> = Vec::new();
     for (at, (name, value)) in query.iter().enumerate() {
-        if used[at] {
+        if used[at] || is_private(name.as_bytes()) {
             continue;
         }
         json.extend_from_slice(if names.is_empty() { b",\"query\":{" } else { b"," });

@@ -14,6 +14,10 @@
 //!
 //! Limits: nesting of [`DEPTH_MAX`]; a body of less than 4 GiB. Whatever the bytes are, the scanner
 //! ends, with an error that names the byte, and never reads outside the text.
+//!
+//! Two errors are those of a value and not of the text: half of a surrogate pair, which a sender
+//! makes who cuts a text in the midst of an emoji, and nesting beyond the limit. The grammar still
+//! says where the value ends, and [`Scanner::pass`] goes there.
 
 use crate::{
     fields::Field,
@@ -24,6 +28,9 @@ use bumpalo::Bump;
 /// The deepest nesting of arrays and objects in an unknown field.
 pub(crate) const DEPTH_MAX: u32 = 64;
 
+const LONE_SURROGATE: &str = "half of a surrogate pair in a string";
+const TOO_DEEP: &str = "nested too deep (64 levels are the limit)";
+
 /// Where and why a text is no JSON of the expected shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Syntax {
@@ -31,6 +38,23 @@ pub(crate) struct Syntax {
     pub(crate) at: usize,
     /// What is wrong there.
     pub(crate) what: &'static str,
+}
+
+impl Syntax {
+    /// Whether a text was cut within a character.
+    pub(crate) fn is_lone_surrogate(&self) -> bool {
+        self.what == LONE_SURROGATE
+    }
+
+    /// Whether a value is nested too deep.
+    pub(crate) fn is_too_deep(&self) -> bool {
+        self.what == TOO_DEEP
+    }
+
+    /// Whether the value has an end all the same, which [`Scanner::pass`] finds.
+    pub(crate) fn has_an_end(&self) -> bool {
+        self.is_lone_surrogate() || self.is_too_deep()
+    }
 }
 
 /// A value as it stands in the text.
@@ -48,6 +72,16 @@ pub(crate) enum Value<'a> {
     Raw(&'a [u8]),
     /// `null`.
     Null,
+}
+
+impl Value<'_> {
+    /// About how long it is, written.
+    pub(crate) const fn bytes_about(&self) -> usize {
+        match self {
+            Value::Text(text) | Value::Number(text) | Value::Raw(text) => text.len() + 2,
+            _ => 20,
+        }
+    }
 }
 
 /// What comes next in an object.
@@ -126,17 +160,19 @@ pub(crate) struct Scanner<'a> {
     arena: &'a Bump,
     /// A line feed ends the record: it is no white space.
     lines: bool,
+    /// What [`Syntax::has_an_end`] is no error: the end is looked for, and nothing is kept.
+    passing: bool,
 }
 
 impl<'a> Scanner<'a> {
     /// At the start of a document.
     pub(crate) fn new(text: &'a [u8], arena: &'a Bump) -> Self {
-        Scanner { text, at: 0, arena, lines: false }
+        Scanner { text, at: 0, arena, lines: false, passing: false }
     }
 
     /// At the start of a text of one document a line.
     pub(crate) fn of_lines(text: &'a [u8], arena: &'a Bump) -> Self {
-        Scanner { text, at: 0, arena, lines: true }
+        Scanner { text, at: 0, arena, lines: true, passing: false }
     }
 
     /// The byte here; `None` at the end.
@@ -277,22 +313,24 @@ impl<'a> Scanner<'a> {
     }
 
     fn unicode_escape(&mut self) -> Result<char, Syntax> {
-        const LONE: &str = "half of a surrogate pair in a string";
         let first = self.hex4(self.at + 2)?;
         let mut code = u32::from(first);
         let mut len = 6;
-        if (0xD800..0xDC00).contains(&first) {
-            if self.text.get(self.at + 6..self.at + 8) != Some(b"\\u") {
-                return self.error(LONE);
-            }
+        if (0xD800..0xDC00).contains(&first)
+            && self.text.get(self.at + 6..self.at + 8) == Some(b"\\u")
+        {
             let second = self.hex4(self.at + 8)?;
-            if !(0xDC00..0xE000).contains(&second) {
-                return self.error(LONE);
+            if (0xDC00..0xE000).contains(&second) {
+                code =
+                    0x1_0000 + ((u32::from(first) - 0xD800) << 10) + (u32::from(second) - 0xDC00);
+                len = 12;
             }
-            code = 0x1_0000 + ((u32::from(first) - 0xD800) << 10) + (u32::from(second) - 0xDC00);
-            len = 12;
         }
-        let Some(c) = char::from_u32(code) else { return self.error(LONE) };
+        let c = match char::from_u32(code) {
+            Some(c) => c,
+            None if self.passing => char::REPLACEMENT_CHARACTER,
+            None => return self.error(LONE_SURROGATE),
+        };
         self.at += len;
         Ok(c)
     }
@@ -384,17 +422,33 @@ impl<'a> Scanner<'a> {
         })
     }
 
+    /// Goes behind a value of any kind, whatever its texts hold and however deep it is.
+    ///
+    /// # Errors
+    /// When it is no JSON: then nobody knows where it ends.
+    pub(crate) fn pass(&mut self) -> Result<(), Syntax> {
+        self.passing = true;
+        let result = self.skip();
+        self.passing = false;
+        result
+    }
+
     /// Checks a value of any kind and goes behind it, without recursion: which of the open levels
-    /// are objects is kept in the bits of one word.
+    /// are objects is kept in bits, [`DEPTH_MAX`] to a word.
     pub(crate) fn skip(&mut self) -> Result<(), Syntax> {
         let mut objects: u64 = 0;
+        // The words of the levels around those; there are none but while passing.
+        let mut around = Vec::new();
         let mut depth = 0;
         loop {
             // A value starts here.
             match self.space() {
                 Some(open @ (b'{' | b'[')) => {
-                    if depth == DEPTH_MAX {
-                        return self.error("nested too deep (64 levels are the limit)");
+                    if depth > 0 && depth % DEPTH_MAX == 0 {
+                        if !self.passing {
+                            return self.error(TOO_DEEP);
+                        }
+                        around.push(objects);
                     }
                     depth += 1;
                     objects = objects << 1 | u64::from(open == b'{');
@@ -430,6 +484,9 @@ impl<'a> Scanner<'a> {
                 self.at += 1;
                 depth -= 1;
                 objects >>= 1;
+                if depth > 0 && depth % DEPTH_MAX == 0 {
+                    objects = around.pop().unwrap_or_default();
+                }
             }
         }
     }

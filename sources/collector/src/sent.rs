@@ -3,7 +3,7 @@
 
 use crate::{
     fault::{EXTRA_BYTES_MAX, EXTRA_FIELDS_MAX, Fault},
-    fields::{COUNT, Field, FieldSet},
+    fields::{COUNT, Field, FieldSet, is_private},
     scan::{Member, Memo, Place, Scanner, Syntax, Value},
 };
 
@@ -12,6 +12,18 @@ use crate::{
 pub(crate) struct Extra<'a> {
     pub(crate) name: &'a [u8],
     pub(crate) value: Value<'a>,
+}
+
+/// The most fields of one event that are not in the table, and the most bytes of them all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ExtrasMax {
+    pub(crate) fields: usize,
+    pub(crate) bytes: usize,
+}
+
+impl ExtrasMax {
+    pub(crate) const OF_A_BODY: ExtrasMax =
+        ExtrasMax { fields: EXTRA_FIELDS_MAX, bytes: EXTRA_BYTES_MAX };
 }
 
 /// The fields of one event.
@@ -28,7 +40,8 @@ pub(crate) struct Sent<'a> {
     pub(crate) hashed: FieldSet,
     /// Fields that are not in the table.
     pub(crate) extras: Vec<Extra<'a>>,
-    extra_bytes: usize,
+    pub(crate) extra_bytes: usize,
+    pub(crate) extras_max: ExtrasMax,
     /// The first thing that was wrong with the event's form.
     pub(crate) fault: Option<Fault<'a>>,
 }
@@ -43,6 +56,7 @@ impl Default for Sent<'_> {
             hashed: 0,
             extras: Vec::new(),
             extra_bytes: 0,
+            extras_max: ExtrasMax::OF_A_BODY,
             fault: None,
         }
     }
@@ -100,16 +114,21 @@ impl<'a> Sent<'a> {
         self.hashes[field as usize] = hash;
     }
 
-    /// Adds a field that is not in the table.
+    /// Adds a field that is not in the table; not one that is another spelling of what is kept as
+    /// a hash alone.
     pub(crate) fn put_extra(&mut self, name: &'a [u8], value: Value<'a>, bytes: usize) {
+        if is_private(name) {
+            return;
+        }
         if self.extras.iter().any(|extra| extra.name == name) {
             self.flag(Fault::Duplicate(name));
         }
         self.extra_bytes += name.len() + bytes;
-        if self.extras.len() == EXTRA_FIELDS_MAX {
-            self.flag(Fault::TooManyFields);
-        } else if self.extra_bytes > EXTRA_BYTES_MAX {
-            self.flag(Fault::ExtraTooLarge { bytes: self.extra_bytes });
+        let ExtrasMax { fields, bytes } = self.extras_max;
+        if self.extras.len() == fields {
+            self.flag(Fault::TooManyFields { fields_max: fields });
+        } else if self.extra_bytes > bytes {
+            self.flag(Fault::ExtraTooLarge { bytes: self.extra_bytes, bytes_max: bytes });
         } else {
             self.extras.push(Extra { name, value });
         }

@@ -25,7 +25,9 @@ pub struct Settings {
     pub events_per_batch_max: usize,
     /// The most verdicts of a body. 413.
     pub verdicts_per_batch_max: usize,
-    /// How far ahead of the clock an event may claim to be. An error of the event.
+    /// How far ahead of the clock an event may claim to be. An error of the event. No key of a
+    /// file: whoever runs the collector reckons lateness with the same, and sets it.
+    #[serde(skip, default = "future_skew_us_max")]
     pub future_skew_us_max: i64,
     /// Requests that are being worked on. 429.
     pub requests_in_flight_max: usize,
@@ -63,6 +65,10 @@ pub struct Settings {
     pub metadata_entries_max: usize,
 }
 
+const fn future_skew_us_max() -> i64 {
+    300_000_000
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
@@ -71,7 +77,7 @@ impl Default for Settings {
             body_read_ms_max: 30_000,
             events_per_batch_max: 50_000,
             verdicts_per_batch_max: 10_000,
-            future_skew_us_max: 300_000_000,
+            future_skew_us_max: future_skew_us_max(),
             requests_in_flight_max: 1024,
             decode_bytes_in_flight_max: 256 * MIB,
             decode_threads_max: 0,

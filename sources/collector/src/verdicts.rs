@@ -10,7 +10,7 @@ use crate::{
     collect::{Answer, accepted, batch_id, mistake},
     collector::{Collector, Inner, content_length, header_text},
     decode::ERRORS_LISTED_MAX,
-    fault::{EventError, OCCURRED_US_MAX, OCCURRED_US_MIN, shown, written},
+    fault::{EventError, shown, written},
     fields::{EVENT_ID_BYTES_MAX, ID_BYTES_MAX},
     inflate::Encoding,
     names::Metric,
@@ -25,7 +25,7 @@ use bumpalo::Bump;
 use std::sync::Arc;
 use trueup_operators::{
     access::Action,
-    event::{SCHEMA_VERSION, Target, Verdict},
+    event::{OCCURRED_US, SCHEMA_VERSION, Target, Verdict},
     hash::Domain,
     log::{Append, Topic},
     problem::Problem,
@@ -377,7 +377,7 @@ fn decided_at(text: &str, now_us: i64, ahead_us_max: i64) -> Result<i64, Fault> 
             hint: "send RFC 3339 with an offset, such as 2026-04-27T15:32:10Z",
         });
     };
-    if !(OCCURRED_US_MIN..OCCURRED_US_MAX).contains(&us) {
+    if !OCCURRED_US.contains(&us) {
         let message = format!("`decidedAt` is {}", format_rfc3339(us));
         let hint = "send a time from 2000 to 2099";
         return Err(Fault { code: "time_out_of_range", message, hint });

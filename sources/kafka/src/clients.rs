@@ -5,17 +5,22 @@
 //! not do is what its own answer says.
 
 use crate::settings::KafkaSettings;
+use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
     consumer::ConsumerContext,
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 use std::{
     pin::pin,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
 };
+
+/// How often it is said that all brokers are down.
+const DOWN_SAID_EVERY: Duration = Duration::from_secs(5);
 
 /// What clients tell is traced.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +59,28 @@ pub(crate) fn trace_log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 }
 
 pub(crate) fn trace_error(error: &KafkaError, reason: &str) {
+    let is_said = match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::AllBrokersDown) => was_said(),
+        // Its log says the same of each attempt.
+        Some(RDKafkaErrorCode::BrokerTransportFailure) => true,
+        _ => false,
+    };
+    if is_said {
+        return tracing::debug!(%error, "librdkafka: {reason}");
+    }
     tracing::warn!(%error, "librdkafka: {reason}");
+}
+
+/// Whether it was said lately that all brokers are down. Each client says so after each attempt,
+/// and what a client that was not listened to has to say comes all at once.
+fn was_said() -> bool {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock();
+    let lately = said.is_some_and(|said| said.elapsed() < DOWN_SAID_EVERY);
+    if !lately {
+        *said = Some(Instant::now());
+    }
+    lately
 }
 
 /// What all clients of a cluster have in common.

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use trueup_operators::{log::LogError, time::LogTime};
+use trueup_operators::log::LogError;
 
 /// The longest that is waited at once, so that the deadline is looked at.
 const WAIT_MS_MAX: u64 = 100;
@@ -28,8 +28,8 @@ const SKIPPED_MESSAGES_MAX: u64 = 64;
 
 /// What a step of reading found.
 pub(crate) enum Step {
-    /// A message below `to`, and its log time.
-    Message(Message, LogTime),
+    /// A message below `to`.
+    Message(Message),
     /// There is none from here to `to`: this is certain.
     Nothing,
     /// Nothing has arrived yet.
@@ -52,8 +52,6 @@ pub(crate) struct Cursor {
     next: Option<u64>,
     /// The offset after the message given last: from there to `next` there is none.
     given: u64,
-    /// The log time of the message given last.
-    floor: LogTime,
     /// When it was read from last.
     pub(crate) used: Instant,
     /// How many reads went on where the one before ended.
@@ -71,7 +69,6 @@ impl Cursor {
             assigned: false,
             next: None,
             given: 0,
-            floor: LogTime(0),
             used: Instant::now(),
             run: 0,
         }
@@ -144,8 +141,7 @@ impl Cursor {
         }
         self.given = offset + 1;
         self.next = Some(offset + 1);
-        self.floor = self.floor.max(LogTime(message.timestamp_ms().saturating_mul(1_000)));
-        Ok(Step::Message(message, self.floor))
+        Ok(Step::Message(message))
     }
 
     /// Takes back the message that was given last; `given` is the offset after the one before it.
@@ -185,7 +181,6 @@ impl Cursor {
     fn seek(&mut self, from: u64, deadline: Instant) -> Result<(), LogError> {
         self.next = None;
         self.behind = None;
-        self.floor = LogTime(0);
         if !self.assigned {
             let place = self.place(from)?;
             self.consumer.incremental_assign(&place).map_err(|error| self.lost(&error))?;

@@ -8,7 +8,8 @@
 //! A broker stamps messages in whole milliseconds, so the time of asking is cut to milliseconds as
 //! well: what comes later is stamped with at least that, as far as the clocks of this machine and
 //! the brokers agree. Where they do not, the remap rows decide: a frame's log time counts as no
-//! less than what its partition was complete to.
+//! less than what its partition was complete to before its epoch, and as no more than what it was
+//! complete to at the end of it.
 
 use crate::{
     clients::Traced,
@@ -29,6 +30,9 @@ use trueup_operators::{
     log::{End, LogError, Topic},
     time::LogTime,
 };
+
+/// The least that an answer is waited for while a log is opened: nobody else waits then.
+const OPEN_ASK: Duration = Duration::from_secs(3);
 
 /// What is known of all topics.
 pub(crate) struct Ends([TopicEnds; 4]);
@@ -121,7 +125,12 @@ impl Ends {
             let _asking = of.asking.lock();
             // Another one may have asked meanwhile.
             if !fresh(&of.known.read()) {
-                of.ask_ends(settings.topic(topic), count, settings, (client, clock));
+                of.ask_ends(
+                    settings.topic(topic),
+                    count,
+                    ms(settings.ends_timeout_ms),
+                    (client, clock),
+                );
             }
         }
         of.known.read().partitions.iter().take(count.into()).map(|p| p.end()).collect()
@@ -140,11 +149,27 @@ impl Ends {
         if !is_fresh(of.known.read().first_at, ms(settings.first_cache_ms)) {
             let _asking = of.asking.lock();
             if !is_fresh(of.known.read().first_at, ms(settings.first_cache_ms)) {
-                of.ask_first(settings.topic(topic), topics.partitions(topic), settings, client);
+                let timeout = ms(settings.ends_timeout_ms);
+                of.ask_first(settings.topic(topic), topics.partitions(topic), timeout, client);
             }
         }
         let known = of.known.read();
         known.partitions.get(usize::from(partition)).map_or(0, |p| p.first)
+    }
+
+    /// What an offset of a partition takes, by what was seen of it, or else of all of its topic.
+    pub(crate) fn offset_bytes(&self, topic: Topic, partition: u16) -> Option<u64> {
+        let known = self.0[topic as usize].known.read();
+        let own = known.partitions.get(usize::from(partition)).map(|p| p.seen);
+        let all = || {
+            known.partitions.iter().fold(Seen::default(), |all, p| Seen {
+                offsets: all.offsets + p.seen.offsets,
+                bytes: all.bytes + p.seen.bytes,
+                ..all
+            })
+        };
+        let seen = own.filter(|seen| seen.offsets > 0).unwrap_or_else(all);
+        (seen.offsets > 0).then(|| seen.bytes.div_ceil(seen.offsets).max(1))
     }
 
     /// Waits until every partition has said where it begins and ends: before that, a log that is
@@ -156,12 +181,14 @@ impl Ends {
         (client, clock): (&BaseConsumer<Traced>, &Clock),
     ) -> Result<(), LogError> {
         let deadline = Instant::now() + ms(settings.open_timeout_ms);
+        // A client that has just begun looks for the leaders first.
+        let timeout = ms(settings.ends_timeout_ms).max(OPEN_ASK);
         for topic in Topic::ALL {
             let of = &self.0[topic as usize];
             let (name, count) = (settings.topic(topic), topics.partitions(topic));
             loop {
-                of.ask_ends(name, count, settings, (client, clock));
-                of.ask_first(name, count, settings, client);
+                of.ask_ends(name, count, timeout, (client, clock));
+                of.ask_first(name, count, timeout, client);
                 if of.known.read().partitions.iter().all(|p| p.begins && p.ends) {
                     break;
                 }
@@ -185,11 +212,10 @@ impl TopicEnds {
         &self,
         name: &str,
         count: u16,
-        settings: &KafkaSettings,
+        timeout: Duration,
         (client, clock): (&BaseConsumer<Traced>, &Clock),
     ) {
         self.known.write().grow(count);
-        let timeout = ms(settings.ends_timeout_ms);
         if is_fresh(self.known.read().failed_at, timeout) {
             return;
         }
@@ -214,15 +240,8 @@ impl TopicEnds {
         }
     }
 
-    fn ask_first(
-        &self,
-        name: &str,
-        count: u16,
-        settings: &KafkaSettings,
-        client: &BaseConsumer<Traced>,
-    ) {
+    fn ask_first(&self, name: &str, count: u16, timeout: Duration, client: &BaseConsumer<Traced>) {
         self.known.write().grow(count);
-        let timeout = ms(settings.ends_timeout_ms);
         if is_fresh(self.known.read().failed_at, timeout) {
             return;
         }

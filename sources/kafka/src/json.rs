@@ -8,6 +8,10 @@
 //! is the message at `frame.offset + r`, always: a message that is no event has a row as well,
 //! which the encoder fills with a placeholder. That is why a frame can be read again from its
 //! offset on ([`Log::frame_end`](trueup_operators::log::Log::frame_end)) wherever its range ended.
+//!
+//! No size ends a frame, so a message is not looked into when it is larger than any event
+//! ([`JSON_EVENT_BYTES_MAX`](crate::JSON_EVENT_BYTES_MAX)): its row says so, and holds nothing of
+//! it.
 
 use trueup_operators::{
     log::{Append, Foreign, LogError},

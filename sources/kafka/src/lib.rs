@@ -15,7 +15,8 @@
 //!   order of the appends;
 //! * offsets are Kafka's: they ascend and may have gaps; a range without frames is said to have
 //!   none only when the broker was past it (`queue.rs`);
-//! * log time is the broker's append time, which no sender sets (`topics.rs`);
+//! * log time is the broker's append time, which no sender sets (`topics.rs`), and nothing else:
+//!   not where a reader began, nor what it gave before (`reader.rs`);
 //! * a message that is none of ours is a frame that says why, with its place; it stops nothing and
 //!   is not lost (`headers.rs`);
 //! * consumer groups decide nothing: partitions are assigned by hand, and offsets come from remap;
@@ -43,6 +44,7 @@ pub use headers::{RECORDS_HEADER, SCHEMA_HEADER};
 pub use json::{Body, Encoded, JsonEvents, JsonMessage, Row};
 pub use log::KafkaLog;
 pub use settings::{
-    Clock, Create, Encoding, KafkaSettings, MESSAGE_BYTES_LIMIT, RUN_MESSAGES, system_clock,
+    Clock, Create, Encoding, JSON_EVENT_BYTES_MAX, KafkaSettings, MESSAGE_BYTES_LIMIT,
+    RUN_MESSAGES, system_clock,
 };
-pub use spool::{Spool, SpoolSettings, SpoolStatus};
+pub use spool::{Spool, SpoolReport, SpoolSettings, SpoolStatus, look as look_at_spool};

@@ -38,6 +38,9 @@ pub struct KafkaLog {
 }
 
 struct Shared {
+    /// Who is asked: it reads nothing, so that no answer stands behind a fetch that waits for
+    /// something to come. A broker answers the requests of a connection one after the other.
+    client: BaseConsumer<Traced>,
     outbox: Outbox,
     settings: KafkaSettings,
     clock: Clock,
@@ -60,8 +63,8 @@ impl KafkaLog {
     /// [`KafkaSettings::create`] says so. `json` is needed when events are one a message.
     ///
     /// # Errors
-    /// `Invalid` for settings that cannot be and for topics that cannot serve; `Unavailable` when
-    /// the cluster does not answer within `open_timeout_ms`.
+    /// `Invalid` for settings that cannot be and for topics that cannot serve; `Away` when the
+    /// cluster does not answer within `open_timeout_ms`.
     pub fn open(
         settings: KafkaSettings,
         clock: Clock,
@@ -73,20 +76,24 @@ impl KafkaLog {
             return Err(invalid(reason.into()));
         }
         let reader = Reader::open(&settings, json.clone())?;
-        let topics = Arc::new(Topics::open(&settings, &reader.back)?);
+        let client = asking(&settings)?;
+        let topics = Arc::new(Topics::open(&settings, &client).map_err(away)?);
         let ends = Arc::new(Ends::new());
-        ends.learn(&settings, &topics, (&reader.back, &clock))?;
-        // Who reads before its client knows the leaders waits half a second for them.
-        for topic in Topic::ALL {
-            let (name, timeout) = (settings.topic(topic), ms(settings.ends_timeout_ms));
-            if let Err(error) = reader.live.fetch_metadata(Some(name), timeout) {
-                tracing::debug!(%error, name, "the first read looks for the leader");
-            }
-        }
+        ends.learn(&settings, &topics, (&client, &clock)).map_err(away)?;
+        reader.find_leaders(&settings);
         let outbox = Outbox::open(&settings, Arc::clone(&topics), Arc::clone(&ends), json)?;
         let (stopped, stop) = (Mutex::new(false), Condvar::new());
-        let shared =
-            Arc::new(Shared { outbox, settings, clock, topics, ends, reader, stopped, stop });
+        let shared = Arc::new(Shared {
+            client,
+            outbox,
+            settings,
+            clock,
+            topics,
+            ends,
+            reader,
+            stopped,
+            stop,
+        });
         let ours = Arc::clone(&shared);
         let attendant = std::thread::Builder::new()
             .name("kafka-attendant".into())
@@ -113,11 +120,16 @@ impl KafkaLog {
         self.shared.outbox.check(frames)
     }
 
+    /// The largest message that a topic took when it was opened.
+    pub(crate) fn message_bytes_max(&self, topic: Topic) -> usize {
+        self.shared.topics.message_bytes_max(topic)
+    }
+
     /// Whether a broker answers right now.
     pub fn answers(&self) -> bool {
-        let Shared { settings, reader, .. } = &*self.shared;
+        let Shared { settings, client, .. } = &*self.shared;
         let (name, timeout) = (settings.topic(Topic::Events), ms(settings.ends_timeout_ms));
-        reader.back.fetch_metadata(Some(name), timeout).is_ok()
+        client.fetch_metadata(Some(name), timeout).is_ok()
     }
 
     /// Publishes how far a group is, for tools that show lag. Nothing ever reads these offsets
@@ -211,13 +223,13 @@ impl Log for KafkaLog {
     /// `bytes` and `records` are estimates: what this process has seen of the partition, scaled to
     /// all of it.
     fn ends(&self, topic: Topic) -> Vec<End> {
-        let Shared { settings, clock, topics, ends, reader, .. } = &*self.shared;
-        ends.ends(topic, settings, topics, (&reader.back, clock))
+        let Shared { settings, clock, topics, ends, client, .. } = &*self.shared;
+        ends.ends(topic, settings, topics, (client, clock))
     }
 
     fn first(&self, topic: Topic, partition: u16) -> u64 {
-        let Shared { settings, topics, ends, reader, .. } = &*self.shared;
-        ends.first(topic, partition, settings, topics, &reader.back)
+        let Shared { settings, topics, ends, client, .. } = &*self.shared;
+        ends.first(topic, partition, settings, topics, client)
     }
 
     fn read(
@@ -254,7 +266,7 @@ impl Log for KafkaLog {
             .add_partition_offset(name, partition.into(), Offset::Offset(time_ms))
             .map_err(failed)?;
         let timeout = ms(settings.read_timeout_ms);
-        let found = self.shared.reader.back.offsets_for_times(wanted, timeout).map_err(failed)?;
+        let found = self.shared.client.offsets_for_times(wanted, timeout).map_err(failed)?;
         let places = found.elements();
         let place = places.first();
         place.map_or(Ok(()), |place| place.error()).map_err(failed)?;
@@ -265,6 +277,10 @@ impl Log for KafkaLog {
                 Ok(end.unwrap_or(0))
             }
         }
+    }
+
+    fn offset_bytes(&self, topic: Topic, partition: u16) -> Option<u64> {
+        self.shared.ends.offset_bytes(topic, partition)
     }
 
     fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
@@ -289,7 +305,7 @@ impl Shared {
                     return;
                 }
             }
-            for consumer in [&self.reader.live, &self.reader.back] {
+            for consumer in self.consumers() {
                 // Messages come by the partitions' own queues. Those that were fetched before a
                 // partition had one come here, and again by its queue.
                 while consumer.poll(Duration::ZERO).is_some() {}
@@ -303,12 +319,32 @@ impl Shared {
 
     fn refresh(&self) {
         let timeout = ms(self.settings.ends_timeout_ms);
-        let consumers = [&self.reader.back, &self.reader.live];
-        let known = consumers.into_iter().map(|client| client.fetch_metadata(None, timeout));
+        let consumers = self.consumers().into_iter();
+        let known = consumers.map(|client| client.fetch_metadata(None, timeout));
         // Lazily: while the cluster is away, one does not answer and the others are not asked.
         let producer = std::iter::once_with(|| self.outbox.metadata(timeout));
         self.topics.refresh(&self.settings, known.chain(producer));
     }
+
+    fn consumers(&self) -> [&BaseConsumer<Traced>; 3] {
+        [&self.client, &self.reader.back, &self.reader.live]
+    }
+}
+
+/// What keeps a cluster that was never heard from being opened.
+fn away(error: LogError) -> LogError {
+    match error {
+        LogError::Unavailable { reason } => LogError::Away { reason },
+        error => error,
+    }
+}
+
+/// A client that is asked and reads nothing.
+fn asking(settings: &KafkaSettings) -> Result<BaseConsumer<Traced>, LogError> {
+    let mut config = common(settings);
+    config.set("group.id", "trueup-ask").set("enable.auto.commit", "false");
+    BaseConsumer::from_config_and_context(&config, Traced)
+        .map_err(|error| unavailable(format!("Kafka's client cannot be made: {error}")))
 }
 
 impl Drop for KafkaLog {

@@ -10,7 +10,7 @@ use crate::{
     ends::{Ends, Seen},
     headers,
     json::{JsonEvents, JsonMessage},
-    settings::{Encoding, KafkaSettings, invalid, ms, unavailable},
+    settings::{Encoding, JSON_EVENT_BYTES_MAX, KafkaSettings, invalid, ms, unavailable},
     topics::Topics,
 };
 use parking_lot::Mutex;
@@ -320,6 +320,13 @@ impl Outbox {
         let events = json.to_messages(append)?;
         for event in &events {
             self.check_size(append, event.key.len() + event.payload.len())?;
+            // It would be set aside when it is read.
+            if event.payload.len() > JSON_EVENT_BYTES_MAX {
+                return Err(invalid(format!(
+                    "an event of {} bytes as JSON is over the limit of {JSON_EVENT_BYTES_MAX}",
+                    event.payload.len()
+                )));
+            }
         }
         Ok(Messages::Events(events))
     }

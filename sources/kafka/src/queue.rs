@@ -20,7 +20,7 @@ use std::{
     ptr::{NonNull, null, null_mut},
     sync::Arc,
 };
-use trueup_operators::log::LogError;
+use trueup_operators::{log::LogError, time::LogTime};
 
 /// How many are taken at once.
 const TAKEN_MAX: usize = 128;
@@ -69,10 +69,13 @@ impl Message {
         Some(unsafe { std::slice::from_raw_parts(raw.payload.cast(), raw.len) })
     }
 
-    /// The time at which the broker appended it, ms since 1970; 0 if it has none.
-    pub(crate) fn timestamp_ms(&self) -> i64 {
+    /// When the broker that led the partition appended it, by that broker's clock, in whole
+    /// milliseconds; 0 if it has none. Of this message alone: with another leader the clock is
+    /// another one, so that times may go back from one message to the next.
+    pub(crate) fn log_time(&self) -> LogTime {
         // SAFETY: the message is valid; a null pointer says that the kind is not wanted.
-        unsafe { c::rd_kafka_message_timestamp(self.0.as_ptr(), null_mut()) }.max(0)
+        let ms = unsafe { c::rd_kafka_message_timestamp(self.0.as_ptr(), null_mut()) }.max(0);
+        LogTime(ms.saturating_mul(1_000))
     }
 
     /// The value of the last header of this name.

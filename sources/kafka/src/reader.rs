@@ -7,6 +7,11 @@
 //! rests, is the live one of a new run, and takes it over.
 //!
 //! Readers of different partitions do not wait for each other.
+//!
+//! A frame is a function of what stands at its offsets alone, its log time too: it never depends on
+//! what this reader gave before, or where it began. So log times are the brokers' own, and may go
+//! back when another broker leads; whoever cuts the log into epochs makes them ascend, from what
+//! the epoch before was complete to, which every replay knows as well.
 
 use crate::{
     clients::{Traced, consumer},
@@ -14,11 +19,14 @@ use crate::{
     headers,
     json::{Body, JsonEvents, Row},
     queue::Message,
-    settings::{Encoding, KafkaSettings, RUN_MESSAGES, ms, unavailable},
+    settings::{Encoding, JSON_EVENT_BYTES_MAX, KafkaSettings, RUN_MESSAGES, ms, unavailable},
 };
 use arrow_buffer::{Buffer, MutableBuffer};
 use parking_lot::{Mutex, MutexGuard};
-use rdkafka::{config::FromClientConfigAndContext, consumer::BaseConsumer};
+use rdkafka::{
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer},
+};
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -63,7 +71,8 @@ pub(crate) enum Answer {
     Gone,
 }
 
-/// Messages of a run, copied one behind the other.
+/// Messages of a run, copied one behind the other. Where it ends must not depend on sizes, which is
+/// why those are bounded by the message: of one that cannot be an event nothing is copied.
 #[derive(Default)]
 struct Run {
     bytes: Vec<u8>,
@@ -73,6 +82,7 @@ struct Run {
     offset: u64,
     /// Up to where it is known what there is.
     next: u64,
+    /// The latest of its messages'.
     log_time: LogTime,
 }
 
@@ -95,12 +105,23 @@ impl Reader {
         })
     }
 
+    /// Who reads before its client knows the leaders waits half a second for them.
+    pub(crate) fn find_leaders(&self, settings: &KafkaSettings) {
+        let clients = [&self.live, &self.back].into_iter();
+        for (client, topic) in clients.flat_map(|client| Topic::ALL.map(|topic| (client, topic))) {
+            let (name, timeout) = (settings.topic(topic), ms(settings.ends_timeout_ms));
+            if let Err(error) = client.fetch_metadata(Some(name), timeout) {
+                return tracing::debug!(%error, name, "the first reads look for the leaders");
+            }
+        }
+    }
+
     /// Reads a range that is known to be there.
     pub(crate) fn read(&self, settings: &KafkaSettings, range: Range) -> Result<Answer, LogError> {
         let cursors = self.cursors(settings, range.topic, range.partition);
         let deadline = Instant::now() + ms(settings.read_timeout_ms);
         let idle = ms(settings.idle_after_ms);
-        let mut cursor = cursors.choose(range.from, idle);
+        let mut cursor = cursors.choose(range, idle);
         cursor.go(range.from, deadline)?;
         match settings.encoding(range.topic) {
             Encoding::Batch => self.batches(&mut cursor, settings, range, deadline),
@@ -132,7 +153,7 @@ impl Reader {
         loop {
             let wait = if frames.is_empty() { left(deadline) } else { Duration::ZERO };
             match cursor.step(range.to, wait)? {
-                Step::Message(message, log_time) => {
+                Step::Message(message) => {
                     bytes = bytes.saturating_add(message.payload().map_or(0, <[u8]>::len));
                     if bytes > range.bytes_max
                         && let Some(last) = frames.last()
@@ -140,7 +161,7 @@ impl Reader {
                         cursor.put_back(message, last.next);
                         break;
                     }
-                    frames.push(frame(&message, log_time, settings, range));
+                    frames.push(frame(&message, settings, range));
                 }
                 Step::Nothing => break,
                 Step::Gone => return Ok(Answer::Gone),
@@ -189,10 +210,12 @@ impl Reader {
 }
 
 impl Cursors {
-    /// The cursor that is to read from there.
-    fn choose(&self, from: u64, idle: Duration) -> MutexGuard<'_, Cursor> {
+    /// The cursor that is to read a range. One that was never used reads ahead from wherever it is
+    /// first sent, so it is not sent to a single message.
+    fn choose(&self, range: Range, idle: Duration) -> MutexGuard<'_, Cursor> {
+        let Range { from, to, .. } = range;
         let Some(live) = self.live.try_lock() else { return self.back.lock() };
-        if live.is_new() || live.stands_at(from) {
+        if live.stands_at(from) || live.is_new() && to - from > 1 {
             return live;
         }
         let back = self.back.lock();
@@ -203,12 +226,13 @@ impl Cursors {
 }
 
 impl Run {
-    fn push(&mut self, message: &Message, log_time: LogTime, limit_bytes: usize) {
+    fn push(&mut self, message: &Message, limit_bytes: usize) {
+        let log_time = message.log_time();
         if self.rows.is_empty() {
             self.offset = message.offset();
         }
         self.next = message.offset() + 1;
-        self.log_time = log_time;
+        self.log_time = self.log_time.max(log_time);
         let row = match message.payload() {
             None => Err(Foreign::NoPayload),
             Some(payload) if payload.len() > limit_bytes => Err(too_large(payload, limit_bytes)),
@@ -243,12 +267,12 @@ fn run(
     let mut run = Run { next: range.from, ..Run::default() };
     while run.next < range.to {
         match cursor.step(range.to, left(deadline))? {
-            Step::Message(message, _) if !run.rows.is_empty() && message.offset() != run.next => {
+            Step::Message(message) if !run.rows.is_empty() && message.offset() != run.next => {
                 cursor.put_back(message, run.next);
                 break;
             }
-            Step::Message(message, log_time) => {
-                run.push(&message, log_time, settings.message_bytes_max);
+            Step::Message(message) => {
+                run.push(&message, settings.message_bytes_max.min(JSON_EVENT_BYTES_MAX));
             }
             // Of a run that has begun the next one says so again.
             Step::Nothing if !run.rows.is_empty() => break,
@@ -281,7 +305,7 @@ fn too_large(payload: &[u8], limit_bytes: usize) -> Foreign {
 }
 
 /// The frame that a message is, or a foreign one.
-fn frame(message: &Message, log_time: LogTime, settings: &KafkaSettings, range: Range) -> Frame {
+fn frame(message: &Message, settings: &KafkaSettings, range: Range) -> Frame {
     let payload = message.payload();
     let known = settings.schema_versions[range.topic as usize];
     let said = match payload {
@@ -299,7 +323,7 @@ fn frame(message: &Message, log_time: LogTime, settings: &KafkaSettings, range: 
             partition,
             offset,
             next,
-            log_time,
+            log_time: message.log_time(),
             schema_version: said.schema_version,
             records: said.records,
             payload: aligned(payload),
@@ -309,7 +333,7 @@ fn frame(message: &Message, log_time: LogTime, settings: &KafkaSettings, range: 
             partition,
             offset,
             next,
-            log_time,
+            log_time: message.log_time(),
             schema_version: 0,
             records: 1,
             payload: aligned(&payload[..payload.len().min(FOREIGN_BYTES_MAX)]),
@@ -324,3 +348,6 @@ fn aligned(payload: &[u8]) -> Buffer {
     copy.extend_from_slice(payload);
     copy.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,11 @@ pub const MESSAGE_BYTES_LIMIT: usize = 64 << 20;
 /// The offsets that a frame of single messages covers at most; frames begin at multiples of it.
 pub const RUN_MESSAGES: u64 = 1_024;
 
+/// The most bytes of one event as JSON: no larger message is written or looked into, and a run of
+/// them takes [`RUN_MESSAGES`] times this at most, whatever others put into the topic. A collector
+/// takes 40 KiB of fields of one event at most, and written out none takes six times as much.
+pub const JSON_EVENT_BYTES_MAX: usize = 256 << 10;
+
 /// What a message of the events topic is. The other topics carry frames always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Encoding {
@@ -40,8 +45,8 @@ pub struct Create {
     pub partitions: u16,
     /// On how many brokers each partition stands.
     pub replication_factor: u16,
-    /// How long brokers keep messages of events, verdicts and metadata; without it for ever. The
-    /// remap topic, which defines all epochs, is kept for ever always.
+    /// How long brokers keep messages of events and verdicts; without it for ever. The remap topic,
+    /// which defines all epochs, and metadata, which nothing says twice, are kept for ever always.
     pub retention_ms: Option<u64>,
 }
 
@@ -66,7 +71,8 @@ pub struct KafkaSettings {
     /// message with a newer one is foreign.
     pub schema_versions: [u16; 4],
     /// The largest message that is written, and read as ours; at most [`MESSAGE_BYTES_LIMIT`]. The
-    /// topic's own `max.message.bytes` binds as well.
+    /// topic's own `max.message.bytes` binds as well, and [`JSON_EVENT_BYTES_MAX`] if it is one
+    /// event.
     pub message_bytes_max: usize,
     /// Bytes that may wait to be delivered; beyond it appends are refused as busy.
     pub queue_bytes_max: u64,

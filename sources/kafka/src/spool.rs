@@ -18,16 +18,22 @@
 //! What it promises:
 //!
 //! * acknowledged means in Kafka, on all in-sync replicas, or on this machine's disk;
-//! * what the journal acknowledged reaches Kafka, through crashes of this process as well;
+//! * what the journal acknowledged reaches Kafka, through crashes of this process as well; a frame
+//!   that Kafka refuses for what it is, since a topic's `max.message.bytes` was lowered meanwhile,
+//!   does not hold up those behind it: it goes durably into a file of its own
+//!   (`undeliverable.rs`), is counted and told, and is sent again, behind the others, by each
+//!   later start until Kafka takes it;
 //! * what was appended later comes later in its partition, except that an append whose delivery
-//!   failed *after* others had gone to the journal stands behind them;
+//!   failed *after* others had gone to the journal stands behind them, and so may one that was
+//!   sent together with a frame that Kafka refused;
 //! * a frame may be sent twice: when it had no answer, or a bad one, and the brokers have it all
 //!   the same, and when this process ended between sending it and noting so. Dedupe by event id
 //!   makes both harmless; for anything else than events, verdicts and metadata, use the Kafka log
 //!   itself.
 //!
 //! What is bounded: the journal by `spool_bytes_max` (then `Busy`), what waits in memory by the
-//! Kafka log's own queue.
+//! Kafka log's own queue, what Kafka refuses by 1 000 frames and 1 GiB (then the drain stands, and
+//! says so).
 //!
 //! # In the journal
 //!
@@ -41,8 +47,13 @@
 //! 4  u32  reserved = 0
 //! ```
 
+mod drain;
 mod drained;
+mod look;
 mod route;
+mod undeliverable;
+
+pub use look::{SpoolReport, look};
 
 use crate::{
     log::KafkaLog,
@@ -53,20 +64,21 @@ use drained::Drained;
 use parking_lot::{Condvar, Mutex};
 use route::{Cell, Parcel, Route, Way};
 use std::{
+    collections::VecDeque,
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-        mpsc::{RecvTimeoutError, sync_channel},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::{JoinHandle, ThreadId},
     time::Instant,
 };
-use trueup_log::{Fsync, Journal, PAYLOAD_BYTES_MAX, Retention, SEGMENT_BYTES_MIN, Settings};
+use trueup_log::{Fsync, Journal, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MIN, Settings};
 use trueup_operators::{
     log::{Append, Appended, Done, End, Frame, Log, LogError, Topic},
     time::LogTime,
 };
+use undeliverable::Undeliverable;
 
 /// Bytes behind each payload.
 const TRAILER_BYTES: usize = 8;
@@ -80,6 +92,8 @@ const RETURN_FRAMES_MAX: u64 = 64;
 const RETURN_MS_MAX: u64 = 2_000;
 /// How often the drain looks around when nothing tells it to.
 const TURN_MS: u64 = 20;
+/// How long a spool that is dropped waits for those who are being told an answer.
+const TELL_MS_MAX: u64 = 1_000;
 /// How long it rests after Kafka did not take something.
 const REST_MS: u64 = 250;
 
@@ -123,6 +137,9 @@ pub struct SpoolStatus {
     pub waiting_since: Option<LogTime>,
     /// Frames that were sent out of the journal since this process began.
     pub drained_frames: u64,
+    /// Frames that Kafka refused for what they are: each is kept in a file of its own, and sent
+    /// again at the next start.
+    pub undeliverable_frames: u64,
     /// Why the drain did not go on, when it last tried.
     pub trouble: Option<String>,
 }
@@ -143,6 +160,9 @@ struct Shared {
     /// Told when the journal or the route has something new.
     news: Condvar,
     drained: Drained,
+    undeliverable: Undeliverable,
+    /// The frame that is neither taken by Kafka nor kept beside the journal, if the drain stands.
+    stands_at: AtomicU64,
     trouble: Mutex<Option<String>>,
     stopped: AtomicBool,
 }
@@ -175,11 +195,13 @@ impl Spool {
             tail_bytes_max: 8 << 20,
             queue_bytes_max: kafka.settings().queue_bytes_max,
             fsync: settings.fsync,
+            ..Settings::default()
         };
         let (journal, opened) = Journal::open(dir, journal_settings, clock.clone())?;
         let first = journal.first(Topic::Events, 0);
         let end = journal.ends(Topic::Events)[0].offset;
         let drained = Drained::open(dir, first..=end)?;
+        let undeliverable = Undeliverable::open(dir)?;
         if opened.frames > 0 && drained.offset() < end {
             tracing::info!(frames = end - drained.offset(), "the spool holds frames for Kafka");
         }
@@ -193,6 +215,8 @@ impl Spool {
             route: Mutex::new(route),
             news: Condvar::new(),
             drained,
+            undeliverable,
+            stands_at: AtomicU64::new(u64::MAX),
             trouble: Mutex::default(),
             stopped: AtomicBool::new(false),
         });
@@ -222,7 +246,7 @@ impl Spool {
 
     /// How it is doing.
     pub fn status(&self) -> SpoolStatus {
-        let Shared { route, journal, drained, .. } = &*self.shared;
+        let Shared { route, journal, drained, undeliverable, .. } = &*self.shared;
         let end = journal.ends(Topic::Events)[0];
         let from = drained.offset();
         let oldest = journal.read(Topic::Events, 0, from, from + 1, 0).ok();
@@ -233,7 +257,8 @@ impl Spool {
             waiting_frames: end.offset.saturating_sub(from),
             waiting_bytes: end.bytes.saturating_sub(route.gone_bytes()),
             waiting_since: oldest.and_then(|frames| Some(frames.first()?.log_time)),
-            drained_frames: drained.frames(),
+            drained_frames: drained.frames().saturating_sub(undeliverable.kept()),
+            undeliverable_frames: undeliverable.frames(),
             trouble: self.shared.trouble.lock().clone(),
         }
     }
@@ -294,6 +319,10 @@ impl Log for Spool {
         self.shared.kafka.offset_at(topic, partition, time)
     }
 
+    fn offset_bytes(&self, topic: Topic, partition: u16) -> Option<u64> {
+        self.shared.kafka.offset_bytes(topic, partition)
+    }
+
     fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
         self.shared.kafka.frame_end(topic, offset)
     }
@@ -336,6 +365,10 @@ impl Log for SpooledFirst {
 
     fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
         self.0.offset_at(topic, partition, time)
+    }
+
+    fn offset_bytes(&self, topic: Topic, partition: u16) -> Option<u64> {
+        self.0.offset_bytes(topic, partition)
     }
 
     fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
@@ -484,6 +517,7 @@ impl Shared {
 
     /// The drain: sends what the journal holds, and leads the spool back.
     fn run(self: &Arc<Shared>) {
+        let mut refused_before = VecDeque::from(self.undeliverable.names());
         while !self.stopped.load(SeqCst) {
             self.notice_silence();
             let end = self.journal.ends(Topic::Events)[0].offset;
@@ -501,7 +535,7 @@ impl Shared {
                     }
                 }
             } else {
-                TURN_MS
+                self.send_again(&mut refused_before)
             };
             self.come_back();
             if rest_ms > 0 && !self.stopped.load(SeqCst) {
@@ -520,48 +554,6 @@ impl Shared {
                 self.keep_all(route, parcels);
             }
         });
-    }
-
-    /// Sends one part of the journal to Kafka, and notes that it is there.
-    fn drain(&self, end: u64) -> Result<(), LogError> {
-        let from = self.drained.offset();
-        // Each small frame takes more room in Kafka's queue than in the journal.
-        let bytes_max = DRAIN_BYTES.min((self.kafka.settings().queue_bytes_max / 8) as usize);
-        let frames = self.journal.read(Topic::Events, 0, from, end, bytes_max)?;
-        let to = from + frames.len() as u64;
-        self.send(frames.iter().map(unwrap_frame).collect::<Result<Vec<_>, _>>()?)?;
-        self.drained.advance(to)?;
-        *self.trouble.lock() = None;
-        let all = Retention { age_us_max: None, bytes_max: Some(0) };
-        let retained = self.journal.retain(all, |_, _| to);
-        let first = self.journal.first(Topic::Events, 0);
-        self.with(|route| {
-            route.went(frames.iter().map(|frame| (frame.next, bytes_on_disk(frame))));
-            route.deleted_below(first);
-        });
-        retained.map(drop)
-    }
-
-    /// Sends frames and waits, but not beyond the end of the spool.
-    fn send(&self, frames: Vec<Append>) -> Result<(), LogError> {
-        let (send, receive) = sync_channel(1);
-        let done = Box::new(move |result| {
-            // The drain may have stopped waiting.
-            drop(send.send(result));
-        });
-        self.kafka.append(frames, done)?;
-        loop {
-            match receive.recv_timeout(ms(TURN_MS)) {
-                Ok(result) => return result.map(drop),
-                Err(RecvTimeoutError::Timeout) if self.stopped.load(SeqCst) => {
-                    return Err(unavailable("the spool ends".into()));
-                }
-                Err(RecvTimeoutError::Timeout) => self.notice_silence(),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(unavailable("Kafka's client ended".into()));
-                }
-            }
-        }
     }
 
     /// From away to returning to direct, as far as the journal is drained.
@@ -640,5 +632,11 @@ impl Drop for Spool {
                 self.shared.keep_all(route, parcels);
             }
         });
+        // Who is being told an answer holds the journal until it returns. Whoever opens the same
+        // directory next must not meet it; only one that drops the spool itself waits in vain.
+        let until = Instant::now() + ms(TELL_MS_MAX);
+        while Arc::strong_count(&self.shared) > 1 && Instant::now() < until {
+            std::thread::sleep(ms(1));
+        }
     }
 }

@@ -191,6 +191,8 @@ fn make(
 ) -> Result<(), LogError> {
     let message_bytes_max = settings.message_bytes_max.to_string();
     let kept = create.retention_ms.map_or_else(|| "-1".to_owned(), |ms| ms.to_string());
+    // An epoch and an entry are known from these alone, however old they are.
+    let is_kept = |topic: Topic| matches!(topic, Topic::Remap | Topic::Metadata);
     let new = missing.iter().map(|&topic| {
         let partitions = if topic == Topic::Events { create.partitions } else { 1 };
         let copies = TopicReplication::Fixed(create.replication_factor.into());
@@ -198,7 +200,7 @@ fn make(
             .set("message.timestamp.type", "LogAppendTime")
             .set("cleanup.policy", "delete")
             .set("max.message.bytes", &message_bytes_max)
-            .set("retention.ms", if topic == Topic::Remap { "-1" } else { &kept })
+            .set("retention.ms", if is_kept(topic) { "-1" } else { &kept })
     });
     let new: Vec<NewTopic<'_>> = new.collect();
     create_topics(&new, admin, deadline)
@@ -255,11 +257,38 @@ fn check_configs(
                  compacted cannot be derived again"
             )));
         }
+        let lost = match topic {
+            Topic::Remap => {
+                "the rows that define the epochs: what is older than the oldest checkpoint can \
+                 then neither be begun with nor verified"
+            }
+            Topic::Metadata => "campaigns and ads: the next start does not know them",
+            Topic::Events | Topic::Verdicts => "",
+        };
+        if !lost.is_empty()
+            && let Some(limit) = kept_less_than_always(get)
+        {
+            tracing::warn!(
+                topic = name,
+                limit,
+                lost,
+                "messages will be deleted that are needed for good; set retention.ms=-1 and \
+                 retention.bytes=-1 for this topic"
+            );
+        }
         if let Ok(bytes) = get("max.message.bytes").parse::<usize>() {
             most[topic as usize] = most[topic as usize].min(bytes);
         }
     }
     Ok(most)
+}
+
+/// What makes a broker delete messages of a topic with these settings, if anything does.
+fn kept_less_than_always<'a>(get: impl Fn(&str) -> &'a str) -> Option<String> {
+    let limits = ["retention.ms", "retention.bytes"].into_iter();
+    // A broker that does not say has no such limit.
+    let limited = limits.map(|key| (key, get(key))).find(|(_, value)| !["", "-1"].contains(value));
+    limited.map(|(key, value)| format!("{key}={value}"))
 }
 
 /// A topic's settings, by name.
@@ -289,5 +318,21 @@ pub(crate) fn describe(
             return Err(error);
         }
         std::thread::sleep(ms(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_time_or_of_bytes_deletes_messages() {
+        let limit = |ms: &'static str, bytes: &'static str| {
+            kept_less_than_always(|key| if key == "retention.ms" { ms } else { bytes })
+        };
+        assert_eq!(limit("-1", "-1"), None);
+        assert_eq!(limit("-1", ""), None);
+        assert_eq!(limit("604800000", "-1").as_deref(), Some("retention.ms=604800000"));
+        assert_eq!(limit("-1", "1073741824").as_deref(), Some("retention.bytes=1073741824"));
     }
 }

@@ -57,6 +57,14 @@ impl Identity {
         Ok(identity)
     }
 
+    /// The one of a directory, if it has one.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub fn existing(dir: &Path) -> Result<Option<Identity>, LogError> {
+        Identity::load(&RealDisk, dir)
+    }
+
     /// The one that several directories share: `agree` is told this directory's, or a new one, as
     /// text, and says the one that counts, as text, which is stored here.
     ///

@@ -8,7 +8,8 @@
 //! stamps, one asks. All of it therefore happens under one mutex, and on one number:
 //!
 //! * `floor` never decreases. It is raised to the clock whenever a group is stamped and whenever
-//!   the ends are asked for; a clock that jumps back changes nothing.
+//!   the ends are asked for; a clock that jumps back changes nothing, and one that is not believed
+//!   (`clock.rs`) neither.
 //! * The writer stamps a whole group with the floor, at the moment that it takes the group from
 //!   the queue. So a frame that still waits has no log time yet, and will get at least any floor
 //!   that was told before.
@@ -21,11 +22,15 @@
 //! the same journal (the remap rows), and opening needs only the last frame to go on where the
 //! previous process stopped, even with a clock that stands behind.
 
-use crate::{format::Reach, settings::Clock, slot::Slots};
+use crate::{
+    clock::{Doubt, Guard},
+    format::Reach,
+    slot::Slots,
+};
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, time::Duration};
 use trueup_operators::{
-    log::{Append, Done, LogError},
+    log::{Append, Done, LogError, Topic},
     time::LogTime,
 };
 
@@ -79,6 +84,7 @@ struct State {
     /// Of the queue and of the group in flight.
     bytes: u64,
     floor: LogTime,
+    guard: Guard,
     /// By slot.
     ends: Vec<DurableEnd>,
 }
@@ -94,14 +100,14 @@ pub(crate) struct Intake {
     state: Mutex<State>,
     wake: Condvar,
     bytes_max: u64,
-    clock: Clock,
 }
 
 impl Intake {
-    pub(crate) fn new(ends: &[Reach], floor: LogTime, bytes_max: u64, clock: Clock) -> Intake {
+    pub(crate) fn new(ends: &[Reach], floor: LogTime, bytes_max: u64, guard: Guard) -> Intake {
         let ends = ends.iter().map(|&reach| DurableEnd { reach, in_flight: None }).collect();
-        let state = State { door: Door::Open, queue: VecDeque::new(), bytes: 0, floor, ends };
-        Intake { state: Mutex::new(state), wake: Condvar::new(), bytes_max, clock }
+        let queue = VecDeque::new();
+        let state = State { door: Door::Open, queue, bytes: 0, floor, guard, ends };
+        Intake { state: Mutex::new(state), wake: Condvar::new(), bytes_max }
     }
 
     /// Takes a request into the queue, or gives the reason why not.
@@ -111,6 +117,13 @@ impl Intake {
             Door::Open => {}
             Door::Closing => return Err(closed()),
             Door::Shut(reason) => return Err(LogError::Unavailable { reason: reason.clone() }),
+        }
+        // Remap rows go on, with the log time that stands: what was taken is to become visible.
+        let mut frames = request.frames.iter();
+        if frames.any(|pending| pending.append.topic != Topic::Remap) {
+            state
+                .raise_floor()
+                .map_err(|doubt| LogError::Unavailable { reason: doubt.to_string() })?;
         }
         if request.bytes > self.bytes_max {
             return Err(LogError::Invalid {
@@ -149,7 +162,7 @@ impl Intake {
             bytes += next.bytes;
             requests.extend(state.queue.pop_front());
         }
-        let log_time = state.raise_floor(&self.clock);
+        let log_time = state.raised_floor();
         for pending in requests.iter().flat_map(|request| &request.frames) {
             state.ends[pending.slot].in_flight = Some(log_time);
         }
@@ -197,20 +210,25 @@ impl Intake {
     /// The durable end and the promise of slots, all at one instant.
     pub(crate) fn ends(&self, slots: std::ops::Range<usize>) -> Vec<(Reach, LogTime)> {
         let mut state = self.state.lock();
-        let floor = state.raise_floor(&self.clock);
+        let floor = state.raised_floor();
         let ends = state.ends[slots].iter();
         ends.map(|end| (end.reach, end.in_flight.unwrap_or(floor))).collect()
     }
 
     /// The log time that a frame would get now.
     pub(crate) fn now(&self) -> LogTime {
-        self.state.lock().raise_floor(&self.clock)
+        self.state.lock().raised_floor()
     }
 
     /// How far the clock stands behind the floor, µs.
     pub(crate) fn clock_behind_us(&self) -> i64 {
         let state = self.state.lock();
-        state.floor.0.saturating_sub((self.clock)().0).max(0)
+        state.floor.0.saturating_sub(state.guard.wall().0).max(0)
+    }
+
+    /// Why the clock is not believed, if it is not.
+    pub(crate) fn doubt(&self) -> Option<Doubt> {
+        self.state.lock().raise_floor().err()
     }
 
     /// The bytes that wait to be durable.
@@ -220,17 +238,22 @@ impl Intake {
 }
 
 impl State {
-    fn raise_floor(&mut self, clock: &Clock) -> LogTime {
-        self.floor = self.floor.max(clock());
-        self.floor
+    fn raise_floor(&mut self) -> Result<(), Doubt> {
+        self.floor = self.floor.max(self.guard.read(self.floor)?);
+        Ok(())
+    }
+
+    /// The floor, raised as far as the clock is believed.
+    fn raised_floor(&mut self) -> LogTime {
+        // Who asks for a time gets the one that stands; who appends is told why it does.
+        match self.raise_floor() {
+            Ok(()) | Err(_) => self.floor,
+        }
     }
 }
 
 /// The slots of a topic.
-pub(crate) fn topic_slots(
-    slots: Slots,
-    topic: trueup_operators::log::Topic,
-) -> std::ops::Range<usize> {
+pub(crate) fn topic_slots(slots: Slots, topic: Topic) -> std::ops::Range<usize> {
     let first = slots.slot(topic, 0).unwrap_or(0);
     first..first + usize::from(slots.partitions(topic))
 }

@@ -6,6 +6,7 @@
 //! known before `ends` tells of it.
 
 use crate::{
+    clock::{Clock, Guard, Watch},
     counters::{Counters, Counts},
     disk::{Disk, Lock, RealDisk},
     format::{PAYLOAD_BYTES_MAX, Reach, SegmentHeader, frame_bytes},
@@ -13,8 +14,8 @@ use crate::{
     intake::{Intake, Pending, REQUEST_BYTES, Request, topic_slots},
     reader::{Reader, Wanted},
     recover::{Mode, Opened, Recovered, recover},
-    segments::{Folder, Held, Segment},
-    settings::{Clock, Settings, invalid},
+    segments::{Folder, FramesHeld, Held, Segment},
+    settings::{Settings, invalid},
     slot::Slots,
     tail::Tail,
     writer::Writer,
@@ -24,7 +25,7 @@ use parking_lot::{Mutex, RwLock};
 use std::{io, path::Path, sync::Arc, thread::JoinHandle};
 use trueup_operators::{
     log::{Append, Done, End, FRAME_RECORDS_MAX, Frame, Log, LogError, Topic},
-    time::LogTime,
+    time::{LogTime, format_rfc3339},
 };
 
 /// Payloads are aligned to this in memory.
@@ -58,6 +59,43 @@ impl Shared {
     pub(crate) fn is_writable(&self) -> bool {
         self.lock.is_some()
     }
+
+    /// Says once that frames have become many.
+    pub(crate) fn warn_of(&self, before: FramesHeld, held: FramesHeld) {
+        let frames_max = self.settings.frames_max;
+        if nearly(held, frames_max) && !nearly(before, frames_max) {
+            let FramesHeld { remap, others } = held;
+            tracing::warn!(
+                remap,
+                others,
+                frames_max,
+                "the log holds seven eighths of the frames that it can; shorten `log.retention`, \
+                 or limit `log.retention_bytes_max`"
+            );
+        }
+    }
+
+    /// Whether there is room for the frames of a request. Those that wait are not counted: the
+    /// queue has a limit of its own.
+    fn check_room(&self, frames: &[Pending]) -> Result<(), LogError> {
+        let held = self.held.read().frames_by_room(self.slots);
+        let remap = frames.iter().filter(|p| p.append.topic == Topic::Remap).count() as u64;
+        let others = frames.len() as u64 - remap;
+        let frames_max = self.settings.frames_max;
+        for (of, new, held) in
+            [("the remap topic", remap, held.remap), ("events and the like", others, held.others)]
+        {
+            if new > 0 && held + new > frames_max {
+                return Err(LogError::Unavailable {
+                    reason: format!(
+                        "it holds {held} frames of {of}, its limit is {frames_max}; shorten \
+                         `log.retention`, or limit `log.retention_bytes_max`"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 impl std::fmt::Debug for Journal {
@@ -67,7 +105,8 @@ impl std::fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// Opens the journal of a data directory; creates both if there is nothing.
+    /// Opens the journal of a data directory; creates both if there is nothing. Whatever the clock
+    /// says is believed.
     ///
     /// # Errors
     /// `Invalid` for settings that cannot be, for another number of partitions than the directory
@@ -78,8 +117,32 @@ impl Journal {
         settings: Settings,
         clock: Clock,
     ) -> Result<(Journal, Opened), LogError> {
+        Journal::open_with(dir, settings, Guard::believing(clock))
+    }
+
+    /// The same, with a clock that is believed only as far as a watch and the log itself bear it
+    /// out: while they do not, appends are refused as unavailable, with both times, and no log
+    /// time comes of it.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn open_watched(
+        dir: &Path,
+        settings: Settings,
+        clock: Clock,
+        watch: Watch,
+    ) -> Result<(Journal, Opened), LogError> {
+        let guard = Guard::watching(clock, watch, settings.clock_behind_us_max);
+        Journal::open_with(dir, settings, guard)
+    }
+
+    fn open_with(
+        dir: &Path,
+        settings: Settings,
+        guard: Guard,
+    ) -> Result<(Journal, Opened), LogError> {
         let (mut journal, opened, writer) =
-            Journal::open_on(Arc::new(RealDisk), dir, settings, clock)?;
+            Journal::open_on(Arc::new(RealDisk), dir, settings, guard)?;
         let thread = std::thread::Builder::new().name("log-writer".into());
         let thread = thread.spawn(move || writer.run()).map_err(|error| LogError::Unavailable {
             reason: format!("the writer cannot start: {error}"),
@@ -109,8 +172,8 @@ impl Journal {
         let recovered = recover(&*disk, &folder, &identity, Mode::ReadOnly)?;
         // What the server appends from now on has at least the log time of the last frame.
         let floor = recovered.chain.floor;
-        let clock: Clock = Arc::new(move || floor);
-        let parts = Parts { disk, folder, identity, settings, clock, lock: None };
+        let guard = Guard::believing(Arc::new(move || floor));
+        let parts = Parts { disk, folder, identity, settings, guard, lock: None };
         let shared = parts.share(&recovered.chain.reach, floor, recovered.held);
         drop(shared.intake.shut("it was opened read-only"));
         Ok((Journal { shared, writer: None }, recovered.opened))
@@ -121,7 +184,7 @@ impl Journal {
         disk: Arc<dyn Disk>,
         dir: &Path,
         settings: Settings,
-        clock: Clock,
+        guard: Guard,
     ) -> Result<(Journal, Opened, Writer), LogError> {
         settings.check()?;
         let folder = Folder::of(dir);
@@ -144,11 +207,8 @@ impl Journal {
         }
         let recovered = recover(&*disk, &folder, &identity, Mode::Write)?;
         let Recovered { held, chain, last, opened } = recovered;
-        let clock_behind_us = chain.floor.0.saturating_sub(clock().0).max(0);
-        if clock_behind_us > 0 {
-            tracing::warn!(clock_behind_us, "the clock stands behind the last log time");
-        }
-        let parts = Parts { disk, folder, identity, settings, clock, lock: Some(lock) };
+        let clock_behind_us = compare(chain.floor, guard.wall(), &settings);
+        let parts = Parts { disk, folder, identity, settings, guard, lock: Some(lock) };
         let shared = parts.share(&chain.reach, chain.floor, held);
         let writer = Writer::new(Arc::clone(&shared), chain, last);
         let opened = Opened { created, clock_behind_us, ..opened };
@@ -170,6 +230,22 @@ impl Journal {
         self.shared.held.read().bytes()
     }
 
+    /// The frames that are held.
+    pub fn frames_held(&self) -> FramesHeld {
+        self.shared.held.read().frames_by_room(self.shared.slots)
+    }
+
+    /// How many may be held of the remap topic, and of all others together.
+    pub fn frames_max(&self) -> u64 {
+        self.shared.settings.frames_max
+    }
+
+    /// Whether those are seven eighths of what can be, of either kind: before appends must be
+    /// refused, whoever can should take no more.
+    pub fn is_nearly_full(&self) -> bool {
+        nearly(self.frames_held(), self.shared.settings.frames_max)
+    }
+
     /// The bytes that wait to be durable.
     pub fn waiting_bytes(&self) -> u64 {
         self.shared.intake.waiting_bytes()
@@ -179,6 +255,12 @@ impl Journal {
     /// equal; more than a moment of it means that the clock jumped.
     pub fn clock_behind_us(&self) -> i64 {
         self.shared.intake.clock_behind_us()
+    }
+
+    /// Why nothing is appended though the disk is well: the clock is not believed. Both times, and
+    /// what to do.
+    pub fn clock_doubt(&self) -> Option<String> {
+        self.shared.intake.doubt().map(|doubt| doubt.to_string())
     }
 
     /// The memory that the frames appended last take.
@@ -269,6 +351,7 @@ impl Log for Journal {
             bytes += frame_bytes(checked.append.payload.len() as u32);
             pending.push(checked);
         }
+        self.shared.check_room(&pending)?;
         self.shared.intake.put(Request { frames: pending, done, bytes })
     }
 
@@ -336,16 +419,16 @@ struct Parts {
     folder: Folder,
     identity: Identity,
     settings: Settings,
-    clock: Clock,
+    guard: Guard,
     lock: Option<Lock>,
 }
 
 impl Parts {
     fn share(self, ends: &[Reach], floor: LogTime, held: Held) -> Arc<Shared> {
-        let Parts { disk, folder, identity, settings, clock, lock } = self;
+        let Parts { disk, folder, identity, settings, guard, lock } = self;
         let slots = Slots::new(identity.partitions);
         Arc::new(Shared {
-            intake: Intake::new(ends, floor, settings.queue_bytes_max, clock),
+            intake: Intake::new(ends, floor, settings.queue_bytes_max, guard),
             held: RwLock::new(held),
             tail: Mutex::new(Tail::new(slots.count(), settings.tail_bytes_max)),
             reader: Reader::new(Arc::clone(&disk), folder.clone(), identity.journal),
@@ -359,6 +442,27 @@ impl Parts {
             lock,
         })
     }
+}
+
+fn nearly(held: FramesHeld, frames_max: u64) -> bool {
+    held.remap.max(held.others) >= frames_max - frames_max / 8
+}
+
+/// Says how a clock stands to the last log time, where it is worth saying; how far behind, µs.
+fn compare(floor: LogTime, wall: LogTime, settings: &Settings) -> i64 {
+    let clock_behind_us = floor.0.saturating_sub(wall.0);
+    let (now, last) = (format_rfc3339(wall.0), format_rfc3339(floor.0));
+    if clock_behind_us > 0 {
+        tracing::warn!(clock_behind_us, now, last, "the clock stands behind the last log time");
+    } else if floor.0 > 0 && wall.0.saturating_sub(floor.0) > settings.clock_behind_us_max {
+        tracing::warn!(
+            now,
+            last,
+            "the clock stands far ahead of the last log time: if the server was not away so long, \
+             stop it now and set the clock right, for what is appended makes buckets final"
+        );
+    }
+    clock_behind_us.max(0)
 }
 
 /// Takes a data directory for this process, and makes it if it is not there.

@@ -13,6 +13,8 @@
 //! * an acknowledged frame is on disk, and no failure of writing or syncing makes it otherwise;
 //! * offsets have no gaps, log times never decrease, and no frame gets a log time below a
 //!   `complete_to` that was told before (`intake.rs` says how);
+//! * a wall clock that jumps ahead makes no log time, and appends are refused while it does
+//!   (`clock.rs` says what is believed);
 //! * what a crash left incomplete is cut off and reported; what was damaged is reported by file and
 //!   byte, and never cut, skipped or guessed (`scan.rs` says how it tells the two apart);
 //! * queue, tail cache, open files, positions, payloads and groups have limits with names.
@@ -29,6 +31,7 @@
 //! It is for one machine: replication is what Kafka is for, behind the same trait.
 
 mod check;
+mod clock;
 mod counters;
 mod disk;
 mod format;
@@ -51,6 +54,7 @@ mod writer;
 mod tests;
 
 pub use check::{Damage, IndexState, PartitionReport, Repair, Report, SegmentReport, check};
+pub use clock::{CLOCK_STEP_US_MAX, Clock, Watch, system_clock, system_watch};
 pub use counters::Counts;
 pub use disk::replace_file;
 pub use format::PAYLOAD_BYTES_MAX;
@@ -59,4 +63,5 @@ pub use journal::Journal;
 pub use positions::FRAMES_HELD_MAX;
 pub use recover::{Opened, Torn};
 pub use retention::{Retained, Retention};
-pub use settings::{Clock, Fsync, SEGMENT_BYTES_LIMIT, SEGMENT_BYTES_MIN, Settings, system_clock};
+pub use segments::FramesHeld;
+pub use settings::{Fsync, SEGMENT_BYTES_LIMIT, SEGMENT_BYTES_MIN, Settings};

@@ -1,14 +1,18 @@
 //! Where every frame is: for each partition, in the order of offsets, the segment, the position in
 //! it, the length, the records and the log time, 24 bytes a frame. So a read seeks nowhere but in
-//! memory, and a time is found by binary search. It is bounded by [`FRAMES_HELD_MAX`]; frames are
-//! some tens of KiB, so long before that the disk is full.
+//! memory, and a time is found by binary search. It is bounded by `Settings::frames_max`, at most
+//! [`FRAMES_HELD_MAX`]: frames of some tens of KiB fill any disk before that, but small requests
+//! make frames of some hundred bytes, and of those 64 Mi are a dozen GiB. So the limit is met in
+//! earnest: retention by size is what stays below it.
 
 use crate::format::{FrameHeader, UNIT_BYTES, frame_bytes, units};
 use std::collections::VecDeque;
 use trueup_operators::time::LogTime;
 
-/// The most frames that a journal holds; 1.5 GiB of positions. Beyond it nothing is appended until
-/// retention deletes some.
+/// The most frames that a journal can be set to hold of the remap topic, and as many of all other
+/// topics together; 1.5 GiB of positions each. The remap topic has room of its own, so that what
+/// was taken becomes visible, checkpoints go on, and with them retention. At a limit nothing more
+/// is appended until retention deletes some.
 pub const FRAMES_HELD_MAX: u64 = 64 << 20;
 
 /// Where one frame is.
@@ -64,6 +68,11 @@ impl Partition {
     /// The offset after the last frame.
     pub(crate) fn end(&self) -> u64 {
         self.first + self.frames.len() as u64
+    }
+
+    /// How many are held.
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames.len() as u64
     }
 
     pub(crate) fn push(&mut self, position: Position) {

@@ -18,7 +18,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use trueup_operators::time::LogTime;
+use trueup_operators::{log::Topic, time::LogTime};
 
 /// A segment, as far as it is good.
 #[derive(Clone, Debug)]
@@ -32,6 +32,15 @@ pub(crate) struct Segment {
     pub(crate) last_log_time: LogTime,
     /// How far each slot had come at its start.
     pub(crate) starts: Vec<Reach>,
+}
+
+/// How many frames a journal holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FramesHeld {
+    /// Of the remap topic.
+    pub remap: u64,
+    /// Of all other topics.
+    pub others: u64,
 }
 
 /// All frames that a journal holds, and the files that they are in.
@@ -50,7 +59,14 @@ impl Held {
     }
 
     pub(crate) fn frames(&self) -> u64 {
-        self.partitions.iter().map(|partition| partition.end() - partition.first).sum()
+        self.partitions.iter().map(Partition::frames).sum()
+    }
+
+    /// The same, the remap topic's apart from all others.
+    pub(crate) fn frames_by_room(&self, slots: Slots) -> FramesHeld {
+        let remap = slots.slot(Topic::Remap, 0).and_then(|slot| self.partitions.get(slot));
+        let remap = remap.map_or(0, Partition::frames);
+        FramesHeld { remap, others: self.frames() - remap }
     }
 
     pub(crate) fn bytes(&self) -> u64 {

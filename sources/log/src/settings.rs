@@ -1,11 +1,8 @@
 //! What an operator may set, and the limits that stand.
 
-use crate::format::PAYLOAD_BYTES_MAX;
-use std::{str::FromStr, sync::Arc};
-use trueup_operators::{
-    log::{LogError, PARTITIONS_MAX},
-    time::LogTime,
-};
+use crate::{format::PAYLOAD_BYTES_MAX, positions::FRAMES_HELD_MAX};
+use std::str::FromStr;
+use trueup_operators::log::{LogError, PARTITIONS_MAX};
 
 /// A group of requests that is written and synced at once ends at this size, so that a request
 /// waits for some tens of milliseconds of writing at most, and a crash tears no more than this
@@ -22,17 +19,6 @@ pub const SEGMENT_BYTES_MIN: u64 = 16 << 10;
 const _: () = assert!((PAYLOAD_BYTES_MAX as u64) < SEGMENT_BYTES_LIMIT);
 // Positions are 32 bits of 64 bytes, with room for a request that exceeds its segment.
 const _: () = assert!(SEGMENT_BYTES_LIMIT * 8 < (u32::MAX as u64) * 64);
-
-/// Where log times come from. The real one is [`system_clock`]; tests bring their own.
-pub type Clock = Arc<dyn Fn() -> LogTime + Send + Sync>;
-
-/// The system's wall clock.
-pub fn system_clock() -> Clock {
-    Arc::new(|| {
-        let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-        LogTime(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX))
-    })
-}
 
 /// When bytes are forced to the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,8 +54,14 @@ pub struct Settings {
     pub tail_bytes_max: usize,
     /// The bytes that may wait to be written; beyond it appends are refused as busy.
     pub queue_bytes_max: u64,
+    /// The most frames that are held of the remap topic, and as many of all others together: what
+    /// is appended beyond it is refused. (What waits in the queue at that moment is still written.)
+    pub frames_max: u64,
     /// When bytes are forced to the disk.
     pub fsync: Fsync,
+    /// How far the clock may stand behind the last log time, µs. Farther behind, nothing is
+    /// appended: log times would be so far ahead of the events that these would not count.
+    pub clock_behind_us_max: i64,
 }
 
 impl Default for Settings {
@@ -79,7 +71,9 @@ impl Default for Settings {
             segment_bytes_max: 256 << 20,
             tail_bytes_max: 256 << 20,
             queue_bytes_max: 128 << 20,
+            frames_max: FRAMES_HELD_MAX,
             fsync: Fsync::Batch,
+            clock_behind_us_max: 12 * 3_600_000_000,
         }
     }
 }
@@ -96,6 +90,12 @@ impl Settings {
             return Err(invalid(format!(
                 "segment_bytes_max is {}; it can be {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_LIMIT}",
                 self.segment_bytes_max
+            )));
+        }
+        if !(1..=FRAMES_HELD_MAX).contains(&self.frames_max) {
+            let frames_max = self.frames_max;
+            return Err(invalid(format!(
+                "frames_max is {frames_max}; it can be 1 to {FRAMES_HELD_MAX}"
             )));
         }
         // A single request may fill the queue and then a segment of its own.

@@ -31,7 +31,7 @@ use crate::{
     format::{FrameHeader, UNIT_BYTES, units},
     intake::{Group, Request, Work},
     journal::Shared,
-    positions::{FRAMES_HELD_MAX, Position},
+    positions::Position,
     recover::LastSegment,
     scan::Chain,
     settings::{Fsync, GROUP_BYTES_MAX},
@@ -165,13 +165,6 @@ impl Writer {
         if self.full || (over && !empty) {
             self.roll()?;
         }
-        let held = self.shared.held.read().frames();
-        let frames: usize = group.requests.iter().map(|request| request.frames.len()).sum();
-        if held + frames as u64 > FRAMES_HELD_MAX {
-            return Err(Failure::Group(unavailable(format!(
-                "it holds {held} frames, its limit is {FRAMES_HELD_MAX}; shorten the retention"
-            ))));
-        }
         let OpenSegment { at, synced, .. } = self.segment;
         let layout = Layout::of(group, &self.chain, at, synced.0).map_err(Failure::Group)?;
         if layout.placed.is_empty() {
@@ -261,6 +254,7 @@ impl Writer {
         }
         {
             let mut held = self.shared.held.write();
+            let before = held.frames_by_room(self.shared.slots);
             for placed in &layout.placed {
                 let append = &requests[placed.request].frames[placed.frame].append;
                 held.partitions[placed.slot].push(Position {
@@ -274,6 +268,7 @@ impl Writer {
             if let Some(segment) = held.segments.back_mut() {
                 (segment.bytes, segment.last_log_time) = (layout.end, log_time);
             }
+            self.shared.warn_of(before, held.frames_by_room(self.shared.slots));
         }
         self.shared.intake.publish(&layout.chain.reach, bytes);
         self.shared.counters.note_group(layout.placed.len(), layout.end - self.segment.at);

@@ -202,6 +202,26 @@ fn late_counts_and_too_late_does_not() {
 }
 
 #[test]
+fn what_is_further_ahead_than_may_be_is_set_aside_and_the_distant_past_is_too_late() {
+    let mut bench = Bench::new(LedgerLimits::default());
+    let furthest = NOON + LATENESS.future_skew_us_max;
+    assert_eq!(fate(&bench.enter(Events::at(furthest, &[(1, 1)])), Fate::Counted), 1);
+    // As many minutes ahead as there are numbers of minutes: taken modulo that it is noon.
+    let around = NOON + (MINUTE_US << 32);
+    for ahead in [furthest + 1, around, 253_402_300_799_000_000, i64::MAX] {
+        let out = bench.enter(Events::at(ahead, &[(2, 2), (2, 2)]));
+        assert_eq!((out.counts.fates, out.rows.len()), ([0, 0, 0, 2, 0], 0), "{ahead}");
+    }
+    for (key, past) in (3..).zip([-1, NOON - (MINUTE_US << 32), i64::MIN]) {
+        let out = bench.enter(Events::at(past, &[(key, 2)]));
+        assert_eq!((out.counts.fates, out.rows.len()), ([0, 0, 0, 0, 1], 0), "{past}");
+    }
+    // What is ahead was not remembered.
+    assert_eq!(bench.ledger.lookup(&[2; 16]), None);
+    assert_eq!(fate(&bench.enter(Events::at(NOON, &[(2, 2)])), Fate::Counted), 1);
+}
+
+#[test]
 fn an_id_is_forgotten_when_every_copy_of_it_is_too_late() {
     let mut bench = Bench::new(LedgerLimits::default());
     bench.enter(Events::at(NOON, &[(1, 1)]).of(9));

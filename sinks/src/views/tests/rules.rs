@@ -119,6 +119,47 @@ fn a_row_number_may_go_to_another_key() {
     }
 }
 
+/// A sum beyond the counters of a row is as exact as any other: half a micro and half a micro are
+/// one, whichever of them was added after the counter had to begin anew.
+#[test]
+fn a_sum_that_outgrows_a_row_is_rounded_once() {
+    let (views, mut sinks) = views(settings(1));
+    views.announce(times(0, 0));
+    let row = |number, key, clicks, nanos| Change {
+        row: number,
+        old_version: 0,
+        key,
+        old: Metrics::default(),
+        new: Metrics { clicks, spend: Nanos(nanos), ..Metrics::default() },
+    };
+    sinks[0].commit(commit(
+        0,
+        vec![
+            row(0, [2, 4], i32::MAX, 1_500),
+            row(1, [2, 5], i32::MAX, 1_500),
+            row(2, [3, 4], 1, i64::MAX),
+            row(3, [3, 5], 1, i64::MAX),
+        ],
+    ));
+    let query = SumQuery {
+        rollup: 0,
+        granularity: Granularity::Minute,
+        buckets: Bucket(0)..Bucket(1),
+        filter: Filter::default(),
+        by: vec![0],
+        slots: Slots::One,
+        finalized_only: false,
+        rows_max: 10,
+        scan_rows_max: 10,
+        epoch: None,
+    };
+    let summed = views.sum(&query).unwrap();
+    let figures: Vec<_> = summed.rows.rows().map(|r| (r.values[1], r.values[5])).collect();
+    let twice_the_most_nanos_in_micros = (2 * i128::from(i64::MAX) / 1_000 + 1) as i64;
+    let expected = [(2 * i64::from(i32::MAX), 3), (2, twice_the_most_nanos_in_micros)];
+    assert_eq!(figures, expected);
+}
+
 #[test]
 fn a_state_is_a_column_and_a_bucket_leaves_at_last() {
     let (views, mut sinks) = views(settings(1));

@@ -64,6 +64,40 @@ async fn arrow_and_json_copies_are_the_same() {
 }
 
 #[tokio::test]
+async fn another_spelling_of_who_somebody_is_is_not_kept() {
+    let (arrow, json) = (world(), world());
+    let mut columns = required(1);
+    let mut more = String::new();
+    for name in ["user_id", "userid", "USERID", "User-Id", "IP", "Ip"] {
+        columns.push((name, Arc::new(StringArray::from(vec!["RAW-1"]))));
+        more += &format!(r#","{name}":"RAW-1""#);
+    }
+    columns.push(("ipAddress", Arc::new(StringArray::from(vec!["the sender's own"]))));
+    more += r#","ipAddress":"the sender's own""#;
+    let body = RecordBatch::try_from_iter(columns).unwrap();
+    let answer = arrow.collect_as("collects", &[ARROW], stream(&body)).await;
+    assert_eq!(answer.json()["accepted"], 1, "{}", answer.json());
+    let answer = json.collect(json_batch(&[event("e0", &more)])).await;
+    assert_eq!(answer.json()["accepted"], 1, "{}", answer.json());
+    for world in [&arrow, &json] {
+        let frames = world.log.frames(Topic::Events);
+        assert!(!frames[0].payload.windows(4).any(|bytes| bytes == b"RAW-"));
+        assert_eq!(rows(&frames, 4)[0]["extra"], r#"{"ipAddress":"the sender's own"}"#);
+    }
+    // Of another schema version all is kept that has no column.
+    let other = event("e1", &format!(r#"{more},"schemaVersion":9"#));
+    assert_eq!(json.collect(json_batch(&[other])).await.json()["accepted"], 1);
+    let frames = json.log.frames(Topic::Events);
+    assert!(!frames[1].payload.windows(4).any(|bytes| bytes == b"RAW-"));
+    // The same name twice is an error, and nothing of it is kept.
+    for twice in [r#","userId":"RAW-1","userId":"RAW-2""#, r#","ip":"RAW-1","ip":"RAW-2""#] {
+        let answer = json.collect(json_batch(&[event("e2", twice)])).await;
+        assert_eq!(answer.json()["rejected"], 1);
+    }
+    assert_eq!(json.log.frames(Topic::Events).len(), 2);
+}
+
+#[tokio::test]
 async fn whole_numbers_are_the_same_up_to_the_last_digit() {
     let signed = [i64::MIN, -1_000_000_000_000_000_000, 999_999_999_999_999_999, i64::MAX];
     let unsigned = [1_u64, 1_000_000_000_000_000_000, i64::MAX as u64 + 1, u64::MAX];

@@ -113,7 +113,6 @@ async fn whole_bodies_that_are_refused() {
         (format!(r#"{{"events":[{good}],"events":[{good}]}}"#), "bad_json"),
         (format!(r#"{{"events":[{}]}}"#, &good[..good.len() - 1]), "bad_json"),
         (format!(r#"{{"events":[{}]}}"#, good.replace("ad_99", "ad\n99")), "bad_json"),
-        (format!(r#"{{"events":[{}]}}"#, good.replace("ad_99", "\\ud800")), "bad_json"),
         (format!(r#"{{"events":[{}]}}"#, good.replace("ad_99", "\\x")), "bad_json"),
         (format!(r#"{{"events":[{}]}}"#, event("e", r#","n":01"#)), "bad_json"),
         (format!(r#"{{"events":[{}]}}"#, event("e", r#","n":1."#)), "bad_json"),
@@ -137,6 +136,69 @@ async fn whole_bodies_that_are_refused() {
     // Around the events an envelope may say what it likes, in any order and with any spaces.
     let body = format!("\r\n {{ \"a\" : [{{}} , []], \"events\" :\t[ {good} ] , \"z\":null }}\n");
     assert_eq!(world.collect(body).await.json()["accepted"], 1);
+}
+
+#[tokio::test]
+async fn a_text_that_was_cut_and_a_field_too_deep_are_errors_of_their_event() {
+    let world = world();
+    let deep = |levels: usize| format!(",\"n\":{}{}", "[".repeat(levels), "]".repeat(levels));
+    let mixed = format!(",\"n\":{}1{}", "{\"a\":[".repeat(500), "]}".repeat(500));
+    let events = [
+        event("a", ""),
+        event("cut", r#","region":"caf\ud83d""#),
+        event("low", r#","mine":"\ude00","n":{"\ud83d":[1,{"b":"\ud83d\u0041"}]}"#),
+        event("deep", &deep(65)),
+        event("deeper", &deep(100_000)),
+        event("mixed", &mixed),
+        format!("[{}]", event("inside", r#","region":"\ud83d""#)),
+        event("b", &deep(64)),
+        event("c", r#","region":"\ud83d\ude00""#),
+    ];
+    let body = format!(r#"{{"meta":"\udfff","events":[{}],"more":{}}}"#, events.join(" ,\n"), 1);
+    let answer = world.collect(body).await.json();
+    assert_eq!((&answer["accepted"], &answer["rejected"]), (&3.into(), &6.into()), "{answer}");
+    let errors = answer["errors"].as_array().unwrap();
+    let of = |at: usize, name: &str| errors[at][name].as_str().unwrap_or("").to_owned();
+    let named: Vec<_> = (0..6).map(|at| (of(at, "eventId"), of(at, "code"))).collect();
+    let bad = |id: &str| (id.to_owned(), "bad_json".to_owned());
+    let mut expected = ["cut", "low", "deep", "deeper", "mixed"].map(bad).to_vec();
+    expected.push((String::new(), "not_an_object".into()));
+    assert_eq!(named, expected);
+    assert!(of(0, "message").contains("surrogate") && of(0, "hint").contains("between"));
+    assert!(of(2, "message").contains("64 levels") && of(2, "hint").contains("flatter"));
+    let mut ids: Vec<String> = events_of(&world).iter().map(|r| r["event_id"].clone()).collect();
+    ids.sort();
+    assert_eq!(ids, ["a", "b", "c"]);
+    // Where such an event is no JSON either, nobody knows where it ends.
+    for broken in [
+        r#","region":"\ud83d","n":[1}"#,
+        r#","region":"\ud83d","n":"#,
+        r#","region":"\ud83d","n":"\ud8""#,
+        &format!(",\"n\":{}{}", "[".repeat(200), "]".repeat(199)),
+        &format!(",\"n\":{}1{}", "{\"a\":[".repeat(70), "]}".repeat(69) + "}]"),
+    ] {
+        let answer = world.collect(batch(&[event("a", ""), event("x", broken)])).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "bad_json"), "{broken}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_is_not_utf_8_is_an_error_of_that_line() {
+    let world = world();
+    let cut = [event("cut", ",\"region\":\"caf").as_bytes(), b"\xc3\"}"].concat();
+    let lines = [event("a", "").into_bytes(), cut.clone(), event("b", "").into_bytes()];
+    let answer = world.collect_as("collects", &[NDJSON], lines.join(&b'\n')).await.json();
+    assert_eq!((&answer["accepted"], &answer["rejected"]), (&2.into(), &1.into()), "{answer}");
+    let error = &answer["errors"][0];
+    assert_eq!((&error["index"], &error["code"]), (&1.into(), &"invalid_utf8".into()));
+    let second = lines[0].len() + 1;
+    assert!(error["message"].as_str().unwrap().contains(&format!("byte {second} ")), "{error}");
+    assert!(!error["hint"].as_str().unwrap().is_empty());
+    // Not even a line is a text.
+    for body in [cut.clone(), [&cut[..], b"\n\n", &cut].concat(), b"\x1f\x8b\x08\n\xff".to_vec()] {
+        let answer = world.collect_as("collects", &[NDJSON], body).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "invalid_utf8"));
+    }
 }
 
 #[tokio::test]

@@ -24,12 +24,20 @@ pub(super) enum Mood {
     Vanishing,
     /// Refuses it as too large.
     Narrow,
+    /// Keeps it beside, says so with a place that is none of the log's, and shows nothing new
+    /// until [`MemoryLog::release`].
+    Away,
+    /// Takes it and cannot be read.
+    Unreadable,
 }
 
 pub(super) struct MemoryLog {
     partitions: u16,
+    is_shared: bool,
     state: Mutex<State>,
     clock: AtomicI64,
+    /// How often the ends were asked for and told.
+    asked: AtomicI64,
 }
 
 struct State {
@@ -40,8 +48,18 @@ struct State {
 
 impl MemoryLog {
     pub(super) fn new(partitions: u16) -> Arc<MemoryLog> {
+        Arc::new(MemoryLog::made(partitions, false))
+    }
+
+    /// One that other processes append to as well.
+    pub(super) fn shared(partitions: u16) -> Arc<MemoryLog> {
+        Arc::new(MemoryLog::made(partitions, true))
+    }
+
+    fn made(partitions: u16, is_shared: bool) -> MemoryLog {
         let state = State { mood: Mood::Well, frames: Vec::new(), held: Vec::new() };
-        Arc::new(MemoryLog { partitions, state: Mutex::new(state), clock: AtomicI64::new(1) })
+        let (clock, asked) = (AtomicI64::new(1), AtomicI64::new(0));
+        MemoryLog { partitions, is_shared, state: Mutex::new(state), clock, asked }
     }
 
     pub(super) fn set(&self, mood: Mood) {
@@ -86,6 +104,10 @@ impl MemoryLog {
 }
 
 impl Log for MemoryLog {
+    fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     fn partitions(&self, topic: Topic) -> u16 {
         if topic == Topic::Events { self.partitions } else { 1 }
     }
@@ -93,7 +115,13 @@ impl Log for MemoryLog {
     fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
         let mood = self.state.lock().mood;
         match mood {
-            Mood::Well => done(Ok(self.write(frames))),
+            Mood::Well | Mood::Unreadable => done(Ok(self.write(frames))),
+            Mood::Away => {
+                let place = Appended { offset: 900_000, log_time: LogTime(1) };
+                done(Ok(vec![place; frames.len()]));
+                let nobody: Done = Box::new(|_| {});
+                self.state.lock().held.push((frames, nobody));
+            }
             Mood::Slow => self.state.lock().held.push((frames, done)),
             Mood::Busy => {
                 return Err(LogError::Busy { waiting_bytes: 900, limit_bytes: 800 });
@@ -112,11 +140,13 @@ impl Log for MemoryLog {
     }
 
     fn ends(&self, topic: Topic) -> Vec<End> {
+        let told = i64::from(self.state.lock().mood != Mood::Away);
+        let complete_to = LogTime(self.asked.fetch_add(told, Ordering::Relaxed) + told);
         (0..self.partitions(topic))
             .map(|partition| {
                 let frames = self.frames(topic);
                 let offset = frames.iter().filter(|f| f.partition == partition).count() as u64;
-                End { offset, complete_to: LogTime(0), bytes: 0, records: 0 }
+                End { offset, complete_to, bytes: 0, records: 0 }
             })
             .collect()
     }
@@ -133,6 +163,9 @@ impl Log for MemoryLog {
         to: u64,
         _: usize,
     ) -> Result<Vec<Frame>, LogError> {
+        if self.state.lock().mood == Mood::Unreadable {
+            return Err(LogError::Unavailable { reason: "nothing came".into() });
+        }
         // One at a time: the least that a log may give.
         let frames = self.frames(topic).into_iter();
         Ok(frames

@@ -78,6 +78,20 @@ async fn what_is_put_is_checked() {
         let detail = answer.json()["detail"].as_str().unwrap().to_owned();
         assert!(detail.contains(named), "{body}: {detail}");
     }
+    for (uri, body) in [
+        ("/v1/campaigns/c", r#"{"advertiserId":"(other)"}"#),
+        ("/v1/campaigns/c", r#"{"name":"(other)"}"#),
+        ("/v1/ads/a", r#"{"campaignId":"(other)"}"#),
+        ("/v1/ads/a", r#"{"creativeId":"(other)"}"#),
+        ("/v1/publishers/p", r#"{"name":"(other)"}"#),
+        ("/v1/campaigns/(other)", "{}"),
+        ("/v1/ads/%28other%29", "{}"),
+        ("/v1/publishers/(other)", "{}"),
+    ] {
+        let answer = world.put(uri, &[], body).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (400, "reserved_text"));
+        assert!(answer.json()["detail"].as_str().unwrap().contains("(other)"), "{uri} {body}");
+    }
     let long = format!("/v1/ads/{}", "a".repeat(65));
     assert_eq!(world.put(&long, &[], "{}").await.status, 400);
     let large = format!(r#"{{"name":"{}"}}"#, "n".repeat(20_000));
@@ -91,6 +105,21 @@ async fn what_is_put_is_checked() {
         403
     );
     assert!(world.log.frames(Topic::Metadata).is_empty());
+}
+
+#[tokio::test]
+async fn ids_that_are_no_text_are_problems() {
+    let world = world();
+    for kind in ["campaigns", "ads", "publishers"] {
+        for method in ["GET", "PUT", "DELETE"] {
+            for id in ["%ff", "a%C3%28"] {
+                let uri = format!("/v1/{kind}/{id}");
+                let answer = world.send(request(method, &uri, "operates", &[], "{}")).await;
+                assert_eq!(answer.code(), "bad_path", "{method} {uri}");
+                assert_eq!(answer.status, 400);
+            }
+        }
+    }
 }
 
 #[tokio::test]

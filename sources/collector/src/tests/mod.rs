@@ -17,4 +17,5 @@ mod pixels;
 mod random;
 mod rows;
 mod rules;
+mod shared;
 mod verdicts;

@@ -149,12 +149,41 @@ async fn the_name_that_no_event_may_have_never_spoils_the_click() {
     rows.sort_by(|a, b| a["ad_id"].cmp(&b["ad_id"]));
     let queries = rows.iter().map(|row| serde_json::from_str::<Value>(&row["extra"]).unwrap());
     let queries: Vec<Value> = queries.map(|extra| extra["query"].clone()).collect();
-    for name in ["device", "publisher", "campaign_id", "region", "user_id"] {
+    for name in ["device", "publisher", "campaign_id", "region"] {
         assert_eq!(queries[0][name], "(other)", "{name}");
     }
+    assert!(
+        queries[0].get("user_id").is_none(),
+        "who somebody is, is kept as a hash or not at all"
+    );
     assert_eq!(queries[1]["campaign_id"], "(other)");
     assert_eq!((&*rows[0]["event_id"], &*rows[1]["campaign_id"]), ("px:(other)", "(unknown)"));
     assert!(!rows[0].contains_key("user_agent") && !rows[0].contains_key("referrer"));
+}
+
+#[tokio::test]
+async fn who_somebody_is_is_never_kept_as_it_came() {
+    let world = with_ad().await;
+    let long = "RAW-".repeat(100);
+    for uri in [
+        "/click?ad_id=ad_1&user_id=u1&user_id=RAW-2&user_id=RAW-3&x=kept".to_owned(),
+        format!("/click?ad_id=ad_1&user_id={long}&x=kept"),
+        "/click?ad_id=ad_1&userId=RAW-1&USERID=RAW-2&user-id=RAW-3&user%5Fid=u1&x=kept".into(),
+        "/i?ad_id=ad_1&ip=RAW-192.0.2.9&IP=RAW-192.0.2.9&x=kept".into(),
+        "/conversion?ad_id=ad_1&user_id[]=RAW-1&user.id=RAW-2&x=kept".into(),
+    ] {
+        let answer = visit(&world, &uri, &[PERSON], Some("192.0.2.1:5000")).await;
+        assert!(answer.status.as_u16() < 400, "{uri}");
+        let frames = world.log.frames(Topic::Events);
+        let last = &frames[frames.len() - 1..];
+        assert!(!last[0].payload.windows(4).any(|bytes| bytes == b"RAW-"), "{uri}");
+        let row = &rows(last, 4)[0];
+        let extra: Value = serde_json::from_str(&row["extra"]).unwrap();
+        assert_eq!(extra["query"], serde_json::json!({ "x": "kept" }), "{uri}");
+        let first = Some(hex(&KEY.hash(Domain::User, b"u1")));
+        let expected = first.filter(|_| uri.contains("=u1"));
+        assert_eq!(row.get("user_hash"), expected.as_ref(), "{uri}");
+    }
 }
 
 #[tokio::test]

@@ -47,7 +47,9 @@ async fn every_rule_names_the_value_at_fault() {
         ),
         (r#","priceBasis":"cpx""#.into(), "unknown_price_basis", "cpx"),
         (r#","valueMicros":1000000000000001"#.into(), "number_out_of_range", "1000000000000001"),
-        (r#","schemaVersion":70000"#.into(), "number_out_of_range", "70000"),
+        (r#","schemaVersion":-1"#.into(), "number_out_of_range", "-1"),
+        (r#","schemaVersion":"2""#.into(), "wrong_type", "\"2\""),
+        (r#","schemaVersion":2.0"#.into(), "not_an_integer", "2.0"),
         (r#","receivedAt":"yesterday""#.into(), "bad_time", "yesterday"),
         (r#","adId":"ad_100""#.into(), "duplicate_field", "adId"),
         (r#","mine":1,"mine":1"#.into(), "duplicate_field", "mine"),
@@ -62,7 +64,7 @@ async fn every_rule_names_the_value_at_fault() {
         assert!(message.contains(named), "{more}: {message}");
     }
     assert!(events_of(&world).is_empty());
-    assert_eq!(world.collector.rejected(), 27);
+    assert_eq!(world.collector.rejected(), 29);
 }
 
 #[tokio::test]
@@ -203,6 +205,82 @@ async fn optional_columns_and_derived_ones() {
     let all = format!("{rows:?}");
     assert!(!all.contains("192.0.2.7") && !all.contains("\"u1\""), "stored only as hashes");
 }
+
+#[tokio::test]
+async fn an_event_of_another_version_is_taken_whatever_else_it_holds() {
+    let world = world();
+    let at = r#""occurredAt":"2026-04-27T15:32:10Z""#;
+    let events = [
+        format!(r#"{{"eventId":"bare","schemaVersion":2,{at}}}"#),
+        format!(
+            concat!(
+                r#"{{"eventId":"odd","schemaVersion":3,{at},"eventType":"view","adId":[7],"#,
+                r#""priceMicros":-1,"country":"us","campaignId":"(other)","placementId":"","#,
+                r#""valueMicros":1.5,"receivedAt":"2026-04-27T15:32:11Z","ip":"192.0.2.7","#,
+                r#""userId":["u1"],"region":"{long}","mine":{{"a":1}},"none":null}}"#
+            ),
+            at = at,
+            long = "r".repeat(1_000),
+        ),
+        format!(r#"{{"eventId":"high","schemaVersion":70000,{at}}}"#),
+        format!(r#"{{"eventId":"higher","schemaVersion":99999999999999999999,{at}}}"#),
+        event("alike", r#","schemaVersion":65535"#),
+    ];
+    let answer = world.collect(batch(&events)).await.json();
+    assert_eq!((&answer["accepted"], &answer["rejected"]), (&5.into(), &0.into()), "{answer}");
+    let rows = events_of(&world);
+    let row = |id: &str| rows.iter().find(|row| row["event_id"] == id).unwrap();
+    for id in ["bare", "odd", "high", "higher"] {
+        assert_eq!(row(id)["id_hash"], hex(&KEY.hash(Domain::Event, id.as_bytes())));
+        assert_eq!((row(id)["campaign_id"].as_str(), row(id)["ad_id"].as_str()), ("", ""));
+    }
+    let version = |id: &str| row(id)["schema_version"].as_str();
+    assert_eq!([version("bare"), version("odd"), version("alike")], ["2", "3", "65535"]);
+    assert_eq!([version("high"), version("higher")], ["65535", "65535"]);
+    assert_eq!(row("bare").get("extra"), None);
+    assert_eq!(row("high")["extra"], r#"{"schemaVersion":70000}"#);
+    assert_eq!(row("higher")["extra"], r#"{"schemaVersion":99999999999999999999}"#);
+    assert_eq!(row("alike")["campaign_id"], "camp_4821", "what fits has its columns");
+    let odd = row("odd");
+    let extra: serde_json::Value = serde_json::from_str(&odd["extra"]).unwrap();
+    let expected = serde_json::json!({
+        "eventType": "view", "adId": [7], "priceMicros": -1, "country": "us",
+        "campaignId": "(other)", "placementId": "", "valueMicros": 1.5,
+        "region": "r".repeat(1_000), "mine": { "a": 1 }, "none": null,
+    });
+    assert_eq!(extra, expected);
+    assert_eq!(odd["ip_hash"], hex(&KEY.hash(Domain::Ip, b"192.0.2.7")));
+    assert_eq!(odd["received_at"], (NOW_US_OF_ODD).to_string());
+    // An id, a time and a form it must have all the same, and the token has its say.
+    for (event, code) in [
+        (format!(r#"{{"schemaVersion":2,{at}}}"#), "missing_field"),
+        (r#"{"eventId":"e","schemaVersion":2}"#.to_owned(), "missing_field"),
+        (format!(r#"{{"eventId":"","schemaVersion":2,{at}}}"#), "empty_field"),
+        (format!(r#"{{"eventId":17,"schemaVersion":2,{at}}}"#), "wrong_type"),
+        (
+            format!(r#"{{"eventId":"{}","schemaVersion":2,{at}}}"#, "i".repeat(129)),
+            "field_too_long",
+        ),
+        (r#"{"eventId":"e","schemaVersion":2,"occurredAt":"now"}"#.into(), "bad_time"),
+        (
+            r#"{"eventId":"e","schemaVersion":2,"occurredAt":"2099-01-01T00:00:00Z"}"#.into(),
+            "in_the_future",
+        ),
+        (format!(r#"{{"eventId":"e","schemaVersion":2,{at},"x":1,"x":2}}"#), "duplicate_field"),
+        (
+            format!(r#"{{"eventId":"e","schemaVersion":2,{at},"adId":"{}"}}"#, "a".repeat(32_768)),
+            "extra_too_large",
+        ),
+    ] {
+        assert_eq!(error_of(&world, &event).await.0, code, "{event:.200}");
+    }
+    let body = batch(&[format!(r#"{{"eventId":"e","schemaVersion":2,{at}}}"#)]);
+    let answer = world.collect_as("bound", &[], body).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (403, "wrong_publisher"));
+}
+
+/// 2026-04-27T15:32:11Z
+const NOW_US_OF_ODD: i64 = 1_777_303_931_000_000;
 
 #[tokio::test]
 async fn the_advertiser_comes_from_the_campaign() {

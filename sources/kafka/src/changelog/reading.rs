@@ -178,7 +178,7 @@ impl<'a> Reading<'a> {
         cursor.go(from, Instant::now() + ms(self.settings.timeout_ms.min(ASKED_MS_MAX)))?;
         loop {
             match cursor.step(end, ms(TURN_MS))? {
-                Step::Message(message, _) => {
+                Step::Message(message) => {
                     each(&message)?;
                     deadline = Instant::now() + patience;
                 }

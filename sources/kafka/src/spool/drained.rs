@@ -24,6 +24,8 @@ use std::{
 use trueup_log::replace_file;
 use trueup_operators::log::LogError;
 
+/// Its name, beside the journal.
+pub(super) const FILE: &str = "drained";
 const MAGIC: [u8; 4] = *b"tspl";
 const VERSION: u32 = 1;
 const BYTES: usize = 20;
@@ -39,7 +41,21 @@ pub(super) struct Drained {
 impl Drained {
     /// Reads the position, given the offsets that the journal holds.
     pub(super) fn open(dir: &Path, held: RangeInclusive<u64>) -> Result<Drained, LogError> {
-        let path = dir.join("drained");
+        let offset = Drained::read(dir, &held)?.unwrap_or_else(|reason| {
+            let path = dir.join(FILE);
+            tracing::warn!(path = %path.display(), reason, "all that is held is sent again");
+            *held.start()
+        });
+        Ok(Drained { dir: dir.into(), offset: AtomicU64::new(offset), began: offset })
+    }
+
+    /// The position as it is on disk, the first offset that is held if there is no file; or what
+    /// is wrong with the file.
+    pub(super) fn read(
+        dir: &Path,
+        held: &RangeInclusive<u64>,
+    ) -> Result<Result<u64, String>, LogError> {
+        let path = dir.join(FILE);
         let found = match fs::read(&path) {
             Ok(bytes) => decode(&bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(*held.start()),
@@ -47,18 +63,14 @@ impl Drained {
                 return Err(unavailable(format!("{} cannot be read: {error}", path.display())));
             }
         };
-        let offset = match found {
-            Ok(offset) if held.contains(&offset) => offset,
+        Ok(match found {
+            Ok(offset) if held.contains(&offset) => Ok(offset),
             Ok(offset) => {
-                tracing::warn!(offset, ?held, "the drained position is outside of the journal");
-                *held.start()
+                let (first, end) = (held.start(), held.end());
+                Err(format!("it says {offset}, and the journal has {first}..{end}"))
             }
-            Err(reason) => {
-                tracing::warn!(path = %path.display(), reason, "all that is held is sent again");
-                *held.start()
-            }
-        };
-        Ok(Drained { dir: dir.into(), offset: AtomicU64::new(offset), began: offset })
+            Err(reason) => Err(reason.to_owned()),
+        })
     }
 
     /// The offset before which every frame is in Kafka.
@@ -73,7 +85,7 @@ impl Drained {
 
     /// Notes that everything before `offset` is in Kafka. Called by the drain alone.
     pub(super) fn advance(&self, offset: u64) -> Result<(), LogError> {
-        replace_file(&self.dir.join("drained"), &encode(offset)).map_err(|error| {
+        replace_file(&self.dir.join(FILE), &encode(offset)).map_err(|error| {
             unavailable(format!("{} cannot be written: {error}", self.dir.display()))
         })?;
         self.offset.store(offset, SeqCst);

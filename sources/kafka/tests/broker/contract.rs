@@ -309,7 +309,7 @@ fn without_a_cluster_opening_says_so() {
     let nowhere =
         KafkaSettings { brokers: "127.0.0.1:9".into(), open_timeout_ms: 500, ..settings() };
     match KafkaLog::open(nowhere, system_clock(), None) {
-        Err(LogError::Unavailable { reason }) => {
+        Err(LogError::Away { reason }) => {
             assert!(reason.contains("Kafka at 127.0.0.1:9 does not answer"), "{reason}");
         }
         other => panic!("{other:?}"),

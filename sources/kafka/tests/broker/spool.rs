@@ -1,6 +1,6 @@
 //! The spool: what is acknowledged while brokers are away reaches them later, in order.
 
-use crate::world::{Mute, alone, await_end, beside, open, settings, until};
+use crate::world::{Mute, alone, await_end, beside, limit, open, settings, until};
 use std::{
     collections::BTreeSet,
     io::{BufRead, BufReader},
@@ -135,6 +135,64 @@ fn while_kafka_is_away_the_spool_takes_everything_and_then_drains_in_order() {
 }
 
 #[test]
+fn a_frame_that_kafka_refuses_holds_up_none_and_is_sent_again_by_a_later_start() {
+    let _beside = beside();
+    let dir = tempfile::tempdir().unwrap();
+    let settings = quick(settings());
+    let kafka = Arc::new(open(&settings));
+    let spooler = spool(&kafka, dir.path(), small());
+    // Whoever has the topic lowers its limit while we know the old one.
+    limit(&settings.events_topic, 50_000);
+    let large = contract::payload(4, 200_000);
+    until("the limit holds", || {
+        let probe = contract::append(Topic::Events, 2, &large);
+        matches!(append_and_wait(&*kafka, vec![probe]), Err(LogError::Invalid { .. }))
+    });
+    let frame = |payload: &[u8]| contract::append(Topic::Events, 1, payload);
+    let (first, third) = (contract::payload(1, 700), contract::payload(2, 900));
+    let (send, receive) = channel();
+    let portion = [frame(&first), frame(&large), frame(&third)];
+    let done = Box::new(move |result| send.send(result).unwrap());
+    spooler.append_spooled(portion.to_vec(), done).unwrap();
+    receive.recv().unwrap().unwrap();
+    until("it is drained", || spooler.status().waiting_frames == 0);
+    until("it is direct", || !spooler.status().away);
+    let status = spooler.status();
+    assert_eq!((status.drained_frames, status.undeliverable_frames), (2, 1), "{status:?}");
+    assert_eq!((status.waiting_bytes, &status.trouble), (0, &None));
+    let kept: Vec<_> = std::fs::read_dir(dir.path().join("undeliverable")).unwrap().collect();
+    assert_eq!(kept.len(), 1);
+    assert!(kept[0].as_ref().unwrap().metadata().unwrap().len() > 200_000);
+    let distinct = |log: &KafkaLog| -> BTreeSet<Vec<u8>> {
+        let frames = contract::all(log, Topic::Events, 1).into_iter();
+        frames.map(|frame| frame.payload.to_vec()).collect()
+    };
+    let two = BTreeSet::from([first.clone(), third.clone()]);
+    until("the others are there", || distinct(&kafka) == two);
+    append_and_wait(&*spooler, vec![frame(&third)]).unwrap();
+    drop((spooler, kafka));
+
+    // A start under the same limit sends it, keeps it, and goes on.
+    let kafka = Arc::new(open(&settings));
+    let spooler = spool(&kafka, dir.path(), small());
+    append_and_wait(&*spooler, vec![frame(&first)]).unwrap();
+    assert_eq!(spooler.status().undeliverable_frames, 1);
+    drop((spooler, kafka));
+
+    limit(&settings.events_topic, 1_000_000);
+    let kafka = Arc::new(open(&settings));
+    let spooler = spool(&kafka, dir.path(), small());
+    // What the run before took last may still wait in the journal.
+    until("it is sent", || {
+        let status = spooler.status();
+        !status.away && status.waiting_frames == 0 && status.undeliverable_frames == 0
+    });
+    let all = BTreeSet::from([first, third, large]);
+    until("all are there", || distinct(&kafka) == all);
+    assert_eq!(std::fs::read_dir(dir.path().join("undeliverable")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_full_spool_is_busy_and_takes_again_when_it_drains() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
@@ -184,6 +242,25 @@ fn what_waits_is_sent_by_the_next_process() {
     until("it is drained", || !second.status().away);
     assert_all(&kafka, 600);
     assert_eq!(second.status().waiting_bytes, 0);
+}
+
+#[test]
+fn a_directory_is_free_when_its_spool_is_gone() {
+    let _beside = beside();
+    let dir = tempfile::tempdir().unwrap();
+    let kafka = Arc::new(open(&quick(settings())));
+    for nth in 0..5 {
+        let first = spool(&kafka, dir.path(), small());
+        until("it is direct", || !first.status().away);
+        let (send, receive) = channel();
+        let slow = Box::new(move |result| {
+            send.send(result).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+        });
+        first.append(vec![numbered(nth)], slow).unwrap();
+        receive.recv().unwrap().unwrap();
+    }
+    assert_all(&kafka, 5);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
+    admin::{
+        AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+        TopicReplication,
+    },
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::{Header, Headers, OwnedHeaders, OwnedMessage},
@@ -220,6 +223,18 @@ pub(crate) fn create_topic(name: &str, partitions: i32, config: &[(&str, &str)])
     }
     let options = AdminOptions::new().operation_timeout(Some(WAIT));
     wait(admin().create_topics([&topic], &options)).unwrap().pop().unwrap().unwrap();
+}
+
+/// Sets the largest message of a topic; what else we create topics with stays.
+pub(crate) fn limit(topic: &str, message_bytes_max: usize) {
+    let bytes = message_bytes_max.to_string();
+    let config = AlterConfig::new(ResourceSpecifier::Topic(topic))
+        .set("message.timestamp.type", "LogAppendTime")
+        .set("cleanup.policy", "delete")
+        .set("retention.ms", "-1")
+        .set("max.message.bytes", &bytes);
+    let options = AdminOptions::new().request_timeout(Some(WAIT));
+    wait(admin().alter_configs([&config], &options)).unwrap().pop().unwrap().unwrap();
 }
 
 pub(crate) fn grow(topic: &str, partitions: usize) {

@@ -341,6 +341,39 @@ fn retention_deletes_whole_segments_that_are_covered_and_offsets_go_on() {
 }
 
 #[test]
+fn a_limit_of_frames_refuses_events_but_not_what_makes_them_visible() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::at(1_000);
+    let settings = Settings { frames_max: 160, ..small() };
+    let (journal, _) = Journal::open(dir.path(), settings, clock.clock()).unwrap();
+    fill(&journal, 139);
+    assert!(!journal.is_nearly_full());
+    fill(&journal, 1);
+    assert!(journal.is_nearly_full(), "seven eighths");
+    fill(&journal, 20);
+    let refused = |result: Result<Vec<Appended>, LogError>| match result {
+        Err(LogError::Unavailable { reason }) => reason,
+        other => panic!("{other:?}"),
+    };
+    let reason = refused(append_and_wait(&journal, vec![event(0, b"more")]));
+    assert!(reason.contains("160 frames") && reason.contains("retention_bytes_max"), "{reason}");
+    // Epochs are closed, so that checkpoints cover what is there, and retention makes room.
+    for _ in 0..30 {
+        append_and_wait(&journal, vec![append(Topic::Remap, 0, b"row")]).unwrap();
+    }
+    assert_eq!(journal.frames_held(), crate::FramesHeld { remap: 30, others: 160 });
+    let half = Retention { age_us_max: None, bytes_max: Some(journal.bytes_held() / 2) };
+    assert!(journal.retain(half, |_, _| u64::MAX).unwrap().segments_deleted > 0);
+    append_and_wait(&journal, vec![event(0, b"more")]).unwrap();
+    assert!(!journal.is_nearly_full());
+    // The remap topic has a limit too.
+    let rows = vec![append(Topic::Remap, 0, b"row"); 160];
+    assert!(refused(append_and_wait(&journal, rows)).contains("remap"));
+    let settings = Settings { frames_max: crate::FRAMES_HELD_MAX + 1, ..small() };
+    assert!(Journal::open(&dir.path().join("other"), settings, clock.clock()).is_err());
+}
+
+#[test]
 fn without_syncs_the_journal_still_survives_its_process() {
     let dir = tempfile::tempdir().unwrap();
     let lazy = Settings { fsync: Fsync::Never, ..small() };

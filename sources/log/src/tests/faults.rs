@@ -47,7 +47,8 @@ fn a_full_disk_fails_the_group_and_space_brings_the_log_back() {
 fn every_directory_that_may_be_new_is_synced() {
     let open = |disk: &SimulatedDisk, dir: &str| {
         let clock = TestClock::at(1).clock();
-        Journal::open_on(disk.shared(), Path::new(dir), small(), clock).map(drop)
+        let guard = crate::clock::Guard::believing(clock);
+        Journal::open_on(disk.shared(), Path::new(dir), small(), guard).map(drop)
     };
     let disk = SimulatedDisk::new(10);
     open(&disk, "a/b/c").unwrap();

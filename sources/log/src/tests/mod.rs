@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clock;
 mod crash;
 mod damage;
 mod everyday;
@@ -10,7 +11,9 @@ mod faults;
 mod races;
 mod simulated;
 
-use crate::{Clock, Journal, Opened, Settings, disk::Disk, writer::Turn, writer::Writer};
+use crate::{
+    Clock, Journal, Opened, Settings, clock::Guard, disk::Disk, writer::Turn, writer::Writer,
+};
 use arrow_buffer::Buffer;
 use parking_lot::Mutex;
 use std::{
@@ -151,7 +154,15 @@ fn dir() -> &'static Path {
 
 impl Stepped {
     fn open(disk: &impl DiskClone, settings: Settings, clock: Clock) -> Result<Stepped, LogError> {
-        let (journal, opened, writer) = Journal::open_on(disk.shared(), dir(), settings, clock)?;
+        Stepped::guarded(disk, settings, Guard::believing(clock))
+    }
+
+    fn guarded(
+        disk: &impl DiskClone,
+        settings: Settings,
+        guard: Guard,
+    ) -> Result<Stepped, LogError> {
+        let (journal, opened, writer) = Journal::open_on(disk.shared(), dir(), settings, guard)?;
         Ok(Stepped { journal, writer, opened })
     }
 
