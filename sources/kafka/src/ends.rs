@@ -179,8 +179,8 @@ impl Ends {
         settings: &KafkaSettings,
         topics: &Topics,
         (client, clock): (&BaseConsumer<Traced>, &Clock),
+        deadline: Instant,
     ) -> Result<(), LogError> {
-        let deadline = Instant::now() + ms(settings.open_timeout_ms);
         // A client that has just begun looks for the leaders first.
         let timeout = ms(settings.ends_timeout_ms).max(OPEN_ASK);
         for topic in Topic::ALL {
@@ -196,6 +196,11 @@ impl Ends {
                     return Err(unavailable(format!("{name} does not say how far it is")));
                 }
                 std::thread::sleep(ms(50));
+                // What the client heard of a partition without a leader it believes for minutes,
+                // and asks nobody about it, unless it is told to look again.
+                if let Err(error) = client.fetch_metadata(Some(name), timeout) {
+                    tracing::debug!(%error, name, "the leaders are not known");
+                }
             }
         }
         Ok(())

@@ -37,6 +37,7 @@ mod queue;
 mod reader;
 mod settings;
 mod spool;
+mod stranded;
 mod topics;
 
 pub use changelog::{Changelog, ChangelogSettings, Upper, Visit};

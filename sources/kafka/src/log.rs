@@ -7,6 +7,7 @@ use crate::{
     outbox::Outbox,
     reader::{Answer, Range, Reader},
     settings::{Clock, Encoding, KafkaSettings, RUN_MESSAGES, invalid, ms, unavailable},
+    stranded::{give_brokers, has_brokers},
     topics::Topics,
 };
 use parking_lot::{Condvar, Mutex};
@@ -14,6 +15,7 @@ use rdkafka::{
     TopicPartitionList,
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, CommitMode, Consumer},
+    error::KafkaResult,
     topic_partition_list::Offset,
 };
 use std::{
@@ -29,12 +31,15 @@ use trueup_operators::{
 /// How often the consumers' side events are heard.
 const TURN_MS: u64 = 50;
 
+/// How long the first attempt to open a log lasts; each other one lasts twice as long as the one
+/// before. A client that meets brokers which were just put out of their cluster, and not yet let
+/// in again, can be left without any to ask, for good: new clients ask anew.
+const FIRST_ATTEMPT: Duration = Duration::from_secs(4);
+
 /// Kafka as the log. Dropping it lets what is under way be delivered.
 pub struct KafkaLog {
     shared: Arc<Shared>,
     attendant: Option<JoinHandle<()>>,
-    /// The consumer that publishes offsets, and its group.
-    publisher: Mutex<Option<(String, BaseConsumer<Traced>)>>,
 }
 
 struct Shared {
@@ -47,6 +52,8 @@ struct Shared {
     topics: Arc<Topics>,
     ends: Arc<Ends>,
     reader: Reader,
+    /// The consumer that publishes offsets, and its group.
+    publisher: Mutex<Option<(String, BaseConsumer<Traced>)>>,
     stopped: Mutex<bool>,
     stop: Condvar,
 }
@@ -75,11 +82,34 @@ impl KafkaLog {
             let reason = "encoding is \"json\", and nothing encodes events as JSON";
             return Err(invalid(reason.into()));
         }
+        let deadline = Instant::now() + ms(settings.open_timeout_ms);
+        let mut attempt = FIRST_ATTEMPT;
+        loop {
+            let until = deadline.min(Instant::now() + attempt);
+            match Self::reach(&settings, &clock, json.clone(), until) {
+                Err(LogError::Away { reason }) if Instant::now() < deadline => {
+                    tracing::debug!(reason, "the brokers are asked again, by new clients");
+                    attempt *= 2;
+                    std::thread::sleep(ms(50));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// One attempt to open it, with clients of its own.
+    fn reach(
+        settings: &KafkaSettings,
+        clock: &Clock,
+        json: Option<Arc<dyn JsonEvents>>,
+        deadline: Instant,
+    ) -> Result<KafkaLog, LogError> {
+        let (settings, clock) = (settings.clone(), Arc::clone(clock));
         let reader = Reader::open(&settings, json.clone())?;
         let client = asking(&settings)?;
-        let topics = Arc::new(Topics::open(&settings, &client).map_err(away)?);
+        let topics = Arc::new(Topics::open(&settings, &client, deadline).map_err(away)?);
         let ends = Arc::new(Ends::new());
-        ends.learn(&settings, &topics, (&client, &clock)).map_err(away)?;
+        ends.learn(&settings, &topics, (&client, &clock), deadline).map_err(away)?;
         reader.find_leaders(&settings);
         let outbox = Outbox::open(&settings, Arc::clone(&topics), Arc::clone(&ends), json)?;
         let (stopped, stop) = (Mutex::new(false), Condvar::new());
@@ -91,6 +121,7 @@ impl KafkaLog {
             topics,
             ends,
             reader,
+            publisher: Mutex::new(None),
             stopped,
             stop,
         });
@@ -99,7 +130,7 @@ impl KafkaLog {
             .name("kafka-attendant".into())
             .spawn(move || ours.attend())
             .map_err(|error| unavailable(format!("a thread cannot start: {error}")))?;
-        Ok(KafkaLog { shared, attendant: Some(attendant), publisher: Mutex::new(None) })
+        Ok(KafkaLog { shared, attendant: Some(attendant) })
     }
 
     /// How the cluster is used.
@@ -152,7 +183,7 @@ impl KafkaLog {
                 .add_partition_offset(settings.topic(topic), partition.into(), offset)
                 .map_err(failed)?;
         }
-        let mut publisher = self.publisher.lock();
+        let mut publisher = self.shared.publisher.lock();
         if publisher.as_ref().is_none_or(|(known, _)| known != group) {
             let mut config = common(settings);
             config.set("group.id", group).set("enable.auto.commit", "false");
@@ -323,7 +354,31 @@ impl Shared {
         let known = consumers.map(|client| client.fetch_metadata(None, timeout));
         // Lazily: while the cluster is away, one does not answer and the others are not asked.
         let producer = std::iter::once_with(|| self.outbox.metadata(timeout));
-        self.topics.refresh(&self.settings, known.chain(producer));
+        match known.chain(producer).collect::<KafkaResult<Vec<_>>>() {
+            Ok(known) => self.topics.refresh(&self.settings, &known),
+            Err(error) => {
+                tracing::debug!(%error, "partitions are not refreshed");
+                self.rescue();
+            }
+        }
+    }
+
+    /// Gives all clients their brokers once more, if those answer a new one.
+    fn rescue(&self) {
+        let Shared { settings, outbox, .. } = self;
+        let timeout = ms(settings.ends_timeout_ms);
+        let found = asking(settings)
+            .map(|client| has_brokers(&client, settings.topic(Topic::Remap), timeout));
+        if !matches!(found, Ok(true)) {
+            return;
+        }
+        for consumer in self.consumers() {
+            give_brokers(consumer.client(), &settings.brokers);
+        }
+        outbox.give_brokers(&settings.brokers);
+        // The next one to publish makes another.
+        let publisher = self.publisher.lock().take();
+        drop(publisher);
     }
 
     fn consumers(&self) -> [&BaseConsumer<Traced>; 3] {

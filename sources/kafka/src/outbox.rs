@@ -11,6 +11,7 @@ use crate::{
     headers,
     json::{JsonEvents, JsonMessage},
     settings::{Encoding, JSON_EVENT_BYTES_MAX, KafkaSettings, invalid, ms, unavailable},
+    stranded::give_brokers,
     topics::Topics,
 };
 use parking_lot::Mutex;
@@ -238,6 +239,12 @@ impl Outbox {
     pub(crate) fn metadata(&self, timeout: Duration) -> KafkaResult<Metadata> {
         let producer = Arc::clone(&self.sender.lock().producer);
         producer.client().fetch_metadata(None, timeout)
+    }
+
+    /// Gives the producer addresses of brokers, besides those that it has.
+    pub(crate) fn give_brokers(&self, brokers: &str) {
+        let producer = Arc::clone(&self.sender.lock().producer);
+        give_brokers(producer.client(), brokers);
     }
 
     /// Refuses what breaks a limit, now or ever.

@@ -11,10 +11,12 @@ use crate::{
 };
 use parking_lot::RwLock;
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{
+        AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication, TopicResult,
+    },
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError, RDKafkaErrorCode},
     metadata::Metadata,
 };
 use std::{
@@ -37,8 +39,8 @@ impl Topics {
     pub(crate) fn open(
         settings: &KafkaSettings,
         client: &BaseConsumer<Traced>,
+        deadline: Instant,
     ) -> Result<Topics, LogError> {
-        let deadline = Instant::now() + ms(settings.open_timeout_ms);
         let admin = AdminClient::from_config_and_context(&common(settings), Traced)
             .map_err(|error| unavailable(format!("Kafka's client cannot be made: {error}")))?;
         let missing: Vec<Topic> = count(settings, client, deadline)?
@@ -85,19 +87,9 @@ impl Topics {
 
     /// Looks again how many partitions the events topic has, given what each client knows: one
     /// counts when all of them can use it. They never become fewer.
-    pub(crate) fn refresh(
-        &self,
-        settings: &KafkaSettings,
-        clients: impl Iterator<Item = KafkaResult<Metadata>>,
-    ) {
-        let count = |metadata: KafkaResult<Metadata>| {
-            metadata.map(|metadata| counts(settings, &metadata)[Topic::Events as usize])
-        };
-        let found = match clients.map(count).collect::<KafkaResult<Vec<_>>>() {
-            Ok(counts) => counts.into_iter().min().flatten(),
-            // The cluster is away; what it had before, it still has.
-            Err(error) => return tracing::debug!(%error, "partitions are not refreshed"),
-        };
+    pub(crate) fn refresh(&self, settings: &KafkaSettings, clients: &[Metadata]) {
+        let count = |metadata| counts(settings, metadata)[Topic::Events as usize];
+        let found = clients.iter().map(count).min().flatten();
         let known = self.partitions(Topic::Events);
         match found {
             Some(count) if count > PARTITIONS_MAX => {
@@ -117,8 +109,28 @@ impl Topics {
     }
 }
 
+/// How long one question waits while a log is opened. A broker that was just let into the cluster
+/// can leave one without an answer for good, and answer the next at once.
+const ASK_MAX: Duration = Duration::from_secs(5);
+
 fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(ms(1))
+}
+
+/// Asks until there is an answer or the time is up.
+fn ask<T>(
+    deadline: Instant,
+    question: impl Fn(Duration) -> Result<T, KafkaError>,
+) -> Result<T, KafkaError> {
+    loop {
+        match question(left(deadline).min(ASK_MAX)) {
+            Err(error) if Instant::now() < deadline => {
+                tracing::debug!(%error, "a broker is asked again");
+                std::thread::sleep(ms(50));
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// How many partitions each topic has; none for one that is not there.
@@ -128,8 +140,7 @@ fn count(
     deadline: Instant,
 ) -> Result<[Option<u16>; 4], LogError> {
     let brokers = &settings.brokers;
-    let metadata = client
-        .fetch_metadata(None, left(deadline))
+    let metadata = ask(deadline, |timeout| client.fetch_metadata(None, timeout))
         .map_err(|error| unavailable(format!("Kafka at {brokers} does not answer: {error}")))?;
     Ok(counts(settings, &metadata))
 }
@@ -206,26 +217,40 @@ fn make(
     create_topics(&new, admin, deadline)
 }
 
-/// Makes topics, unless they are there.
+/// Makes topics, unless they are there. Brokers that are too few for the copies are waited for: a
+/// cluster that is starting has fewer.
 pub(crate) fn create_topics(
     new: &[NewTopic<'_>],
     admin: &AdminClient<Traced>,
     deadline: Instant,
 ) -> Result<(), LogError> {
-    let options = AdminOptions::new()
-        .request_timeout(Some(left(deadline)))
-        .operation_timeout(Some(left(deadline)));
-    let refused = |name: &str, error: &dyn std::fmt::Display| {
-        invalid(format!("the topic {name:?} cannot be created: {error}"))
+    use RDKafkaErrorCode::{InvalidReplicationFactor, RequestTimedOut, TopicAlreadyExists};
+    let question = |timeout| {
+        let options =
+            AdminOptions::new().request_timeout(Some(timeout)).operation_timeout(Some(timeout));
+        let answers = block_on(admin.create_topics(new, &options))?;
+        let may_pass = |answer: &TopicResult| match answer {
+            Err((_, code @ (InvalidReplicationFactor | RequestTimedOut))) => Some(*code),
+            _ => None,
+        };
+        match answers.iter().find_map(may_pass) {
+            Some(code) if Instant::now() < deadline => Err(KafkaError::AdminOp(code)),
+            _ => Ok(answers),
+        }
     };
-    let answers = block_on(admin.create_topics(new, &options))
+    let answers = ask(deadline, question)
         .map_err(|error| unavailable(format!("topics cannot be created: {error}")))?;
     for answer in answers {
         match answer {
             Ok(name) => tracing::info!(name, "topic created"),
-            // Another process was faster.
-            Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-            Err((name, error)) => return Err(refused(&name, &error)),
+            // Another process was faster, or an answer was lost.
+            Err((_, TopicAlreadyExists)) => {}
+            Err((name, RequestTimedOut)) => {
+                return Err(unavailable(format!("the topic {name:?} is not created in time")));
+            }
+            Err((name, error)) => {
+                return Err(invalid(format!("the topic {name:?} cannot be created: {error}")));
+            }
         }
     }
     Ok(())
@@ -297,10 +322,11 @@ pub(crate) fn describe(
     admin: &AdminClient<Traced>,
     deadline: Instant,
 ) -> Result<BTreeMap<String, String>, KafkaError> {
-    loop {
-        let options = AdminOptions::new().request_timeout(Some(left(deadline)));
-        let answer = block_on(admin.describe_configs([&ResourceSpecifier::Topic(name)], &options));
-        let error = match answer?.pop() {
+    let unknown = |why: &str| Err(KafkaError::AdminOpCreation(why.into()));
+    ask(deadline, |timeout| {
+        let options = AdminOptions::new().request_timeout(Some(timeout));
+        let topic = [&ResourceSpecifier::Topic(name)];
+        match block_on(admin.describe_configs(topic, &options))?.pop() {
             Some(Ok(resource)) => {
                 let entries = resource.entries.into_iter();
                 let config: BTreeMap<String, String> =
@@ -308,17 +334,13 @@ pub(crate) fn describe(
                 if config.contains_key("message.timestamp.type") {
                     return Ok(config);
                 }
-                KafkaError::AdminOpCreation("the broker does not know its settings".into())
+                // It has not heard of a new topic yet.
+                unknown("the broker does not know its settings")
             }
-            Some(Err(error)) => KafkaError::AdminOp(error),
-            None => KafkaError::AdminOpCreation("the answer is empty".into()),
-        };
-        // A broker that has not heard of a new topic yet.
-        if Instant::now() >= deadline {
-            return Err(error);
+            Some(Err(error)) => Err(KafkaError::AdminOp(error)),
+            None => unknown("the answer is empty"),
         }
-        std::thread::sleep(ms(50));
-    }
+    })
 }
 
 #[cfg(test)]

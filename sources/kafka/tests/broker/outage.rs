@@ -204,3 +204,49 @@ fn while_all_brokers_are_mute_nothing_blocks_for_long_and_nothing_goes_back() {
     });
     assert_eq!(log.read(Topic::Events, 1, 3, 4, 0).unwrap()[0].offset, 3);
 }
+
+/// A broker that was mute for longer than its session is put out of the cluster when it speaks
+/// again, and let in a moment later. Who looks in between hears that there is no broker and that
+/// no partition has a leader.
+#[test]
+fn a_log_opens_while_its_brokers_are_let_in_again() {
+    let _alone = alone();
+    let settings = KafkaSettings { open_timeout_ms: 60_000, ..settings() };
+    drop(open(&settings));
+    for _ in 0..3 {
+        let mute = Mute::all();
+        std::thread::sleep(Duration::from_secs(5));
+        drop(mute);
+        std::thread::scope(|scope| {
+            for nth in 0..24 {
+                let settings = &settings;
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_millis(nth * 75));
+                    drop(open(settings));
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn an_open_log_goes_on_when_its_brokers_were_put_out_and_let_in_again() {
+    let _alone = alone();
+    let settings = KafkaSettings { metadata_refresh_ms: 100, ..settings() };
+    let logs: Vec<KafkaLog> = (0..8).map(|_| open(&settings)).collect();
+    let mut sent = 0;
+    for _ in 0..3 {
+        let mute = Mute::all();
+        std::thread::sleep(Duration::from_secs(5));
+        drop(mute);
+        for log in &logs {
+            await_writable(log);
+            sent += 1;
+        }
+        let at = append_and_wait(&logs[0], vec![numbered(0, sent)]).unwrap();
+        for log in &logs {
+            await_end(log, Topic::Events, 0, at[0].offset + 1);
+            assert!(!contract::all(log, Topic::Events, 0).is_empty());
+        }
+    }
+}
