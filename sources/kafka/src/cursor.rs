@@ -23,6 +23,9 @@ use trueup_operators::log::LogError;
 /// The longest that is waited at once, so that the deadline is looked at.
 const WAIT_MS_MAX: u64 = 100;
 
+/// How long a seek is tried before the partition is taken anew.
+const SEEK_MAX: Duration = Duration::from_secs(1);
+
 /// A seek costs some milliseconds: so many messages are read over instead.
 const SKIPPED_MESSAGES_MAX: u64 = 64;
 
@@ -178,7 +181,25 @@ impl Cursor {
         Ok(())
     }
 
+    /// Seeks, and begins anew where that is refused for long: a broker that has no longer what is
+    /// sought can say so in between, and librdkafka then lets nothing be sought any more.
     fn seek(&mut self, from: u64, deadline: Instant) -> Result<(), LogError> {
+        loop {
+            let Err(error) = self.assign_and_seek(from, deadline.min(Instant::now() + SEEK_MAX))
+            else {
+                return Ok(());
+            };
+            if self.assigned {
+                self.detach()?;
+            }
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            tracing::debug!(%error, "the partition is taken anew");
+        }
+    }
+
+    fn assign_and_seek(&mut self, from: u64, deadline: Instant) -> Result<(), LogError> {
         self.next = None;
         self.behind = None;
         if !self.assigned {

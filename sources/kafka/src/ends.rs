@@ -14,7 +14,7 @@
 use crate::{
     clients::Traced,
     settings::{Clock, KafkaSettings, ms, unavailable},
-    topics::Topics,
+    topics::{Topics, left},
 };
 use parking_lot::{Mutex, RwLock};
 use rdkafka::{
@@ -187,6 +187,9 @@ impl Ends {
             let of = &self.0[topic as usize];
             let (name, count) = (settings.topic(topic), topics.partitions(topic));
             loop {
+                let timeout = timeout.min(left(deadline));
+                // Nobody waits behind a question, so that one may follow at once on another.
+                of.known.write().failed_at = None;
                 of.ask_ends(name, count, timeout, (client, clock));
                 of.ask_first(name, count, timeout, client);
                 if of.known.read().partitions.iter().all(|p| p.begins && p.ends) {

@@ -8,7 +8,7 @@ use crate::{
     reader::{Answer, Range, Reader},
     settings::{Clock, Encoding, KafkaSettings, RUN_MESSAGES, invalid, ms, unavailable},
     stranded::{give_brokers, has_brokers},
-    topics::Topics,
+    topics::{Topics, left},
 };
 use parking_lot::{Condvar, Mutex};
 use rdkafka::{
@@ -31,9 +31,9 @@ use trueup_operators::{
 /// How often the consumers' side events are heard.
 const TURN_MS: u64 = 50;
 
-/// How long the first attempt to open a log lasts; each other one lasts twice as long as the one
-/// before. A client that meets brokers which were just put out of their cluster, and not yet let
-/// in again, can be left without any to ask, for good: new clients ask anew.
+/// How long the first attempt to open a log lasts; each other one lasts at least twice as long as
+/// the one before. A client that meets brokers which were just put out of their cluster, and not
+/// yet let in again, can be left without any to ask, for good: new clients ask anew.
 const FIRST_ATTEMPT: Duration = Duration::from_secs(4);
 
 /// Kafka as the log. Dropping it lets what is under way be delivered.
@@ -53,7 +53,7 @@ struct Shared {
     ends: Arc<Ends>,
     reader: Reader,
     /// The consumer that publishes offsets, and its group.
-    publisher: Mutex<Option<(String, BaseConsumer<Traced>)>>,
+    publisher: Mutex<Option<(String, Arc<BaseConsumer<Traced>>)>>,
     stopped: Mutex<bool>,
     stop: Condvar,
 }
@@ -85,12 +85,13 @@ impl KafkaLog {
         let deadline = Instant::now() + ms(settings.open_timeout_ms);
         let mut attempt = FIRST_ATTEMPT;
         loop {
-            let until = deadline.min(Instant::now() + attempt);
+            // What would be too short for the next one goes to this one, which is then the last.
+            let is_last = left(deadline) < 3 * attempt;
+            let until = if is_last { deadline } else { Instant::now() + attempt };
             match Self::reach(&settings, &clock, json.clone(), until) {
-                Err(LogError::Away { reason }) if Instant::now() < deadline => {
+                Err(LogError::Away { reason }) if !is_last => {
                     tracing::debug!(reason, "the brokers are asked again, by new clients");
                     attempt *= 2;
-                    std::thread::sleep(ms(50));
                 }
                 answer => return answer,
             }
@@ -188,7 +189,7 @@ impl KafkaLog {
             let mut config = common(settings);
             config.set("group.id", group).set("enable.auto.commit", "false");
             let made = BaseConsumer::from_config_and_context(&config, Traced).map_err(failed)?;
-            *publisher = Some((group.to_owned(), made));
+            *publisher = Some((group.to_owned(), Arc::new(made)));
         }
         if let Some((_, consumer)) = &*publisher {
             consumer.commit(&places, CommitMode::Async).map_err(failed)?;
@@ -350,7 +351,8 @@ impl Shared {
 
     fn refresh(&self) {
         let timeout = ms(self.settings.ends_timeout_ms);
-        let consumers = self.consumers().into_iter();
+        let publisher = self.publisher.lock().as_ref().map(|(_, made)| Arc::clone(made));
+        let consumers = self.consumers().into_iter().chain(publisher.as_deref());
         let known = consumers.map(|client| client.fetch_metadata(None, timeout));
         // Lazily: while the cluster is away, one does not answer and the others are not asked.
         let producer = std::iter::once_with(|| self.outbox.metadata(timeout));
@@ -358,27 +360,24 @@ impl Shared {
             Ok(known) => self.topics.refresh(&self.settings, &known),
             Err(error) => {
                 tracing::debug!(%error, "partitions are not refreshed");
-                self.rescue();
+                self.rescue(publisher.as_deref(), timeout);
             }
         }
     }
 
     /// Gives all clients their brokers once more, if those answer a new one.
-    fn rescue(&self) {
-        let Shared { settings, outbox, .. } = self;
-        let timeout = ms(settings.ends_timeout_ms);
-        let found = asking(settings)
-            .map(|client| has_brokers(&client, settings.topic(Topic::Remap), timeout));
-        if !matches!(found, Ok(true)) {
+    fn rescue(&self, publisher: Option<&BaseConsumer<Traced>>, timeout: Duration) {
+        if *self.stopped.lock() {
             return;
         }
-        for consumer in self.consumers() {
-            give_brokers(consumer.client(), &settings.brokers);
+        if !matches!(asking(&self.settings).map(|new| has_brokers(&new, timeout)), Ok(true)) {
+            return;
         }
-        outbox.give_brokers(&settings.brokers);
-        // The next one to publish makes another.
-        let publisher = self.publisher.lock().take();
-        drop(publisher);
+        let brokers = &self.settings.brokers;
+        for consumer in self.consumers().into_iter().chain(publisher) {
+            give_brokers(consumer.client(), brokers);
+        }
+        self.outbox.give_brokers(brokers);
     }
 
     fn consumers(&self) -> [&BaseConsumer<Traced>; 3] {

@@ -6,9 +6,9 @@
 //! with none for good, while any new client finds them at once. It then neither reads nor sends
 //! until the process is started again.
 //!
-//! So when a client has no answer, a new one is asked. If that one is answered, the brokers are
-//! there, and the old clients are given their addresses once more; a client that does not need
-//! them forgets them with the next answer.
+//! So when a client has no answer, a new one is asked the same. If that one is answered, the
+//! brokers are there, and the old clients are given their addresses once more. A client that does
+//! not need them lets go of them with the next answer; it keeps the addresses, a line each time.
 
 use crate::clients::Traced;
 use rdkafka::{
@@ -19,8 +19,8 @@ use rdkafka::{
 use std::{ffi::CString, time::Duration};
 
 /// Whether the cluster answers one who asks for the first time, and says that it has brokers.
-pub(crate) fn has_brokers(client: &BaseConsumer<Traced>, topic: &str, timeout: Duration) -> bool {
-    let answer = client.fetch_metadata(Some(topic), timeout);
+pub(crate) fn has_brokers(client: &BaseConsumer<Traced>, timeout: Duration) -> bool {
+    let answer = client.fetch_metadata(None, timeout);
     answer.is_ok_and(|metadata| !metadata.brokers().is_empty())
 }
 

@@ -11,9 +11,7 @@ use crate::{
 };
 use parking_lot::RwLock;
 use rdkafka::{
-    admin::{
-        AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication, TopicResult,
-    },
+    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
@@ -113,7 +111,11 @@ impl Topics {
 /// can leave one without an answer for good, and answer the next at once.
 const ASK_MAX: Duration = Duration::from_secs(5);
 
-fn left(deadline: Instant) -> Duration {
+/// With less time than this no question is begun: its answer would be that the time is up.
+const ASK_MIN: Duration = Duration::from_millis(500);
+
+/// How long there is until then.
+pub(crate) fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(ms(1))
 }
 
@@ -124,7 +126,7 @@ fn ask<T>(
 ) -> Result<T, KafkaError> {
     loop {
         match question(left(deadline).min(ASK_MAX)) {
-            Err(error) if Instant::now() < deadline => {
+            Err(error) if left(deadline) > ASK_MIN => {
                 tracing::debug!(%error, "a broker is asked again");
                 std::thread::sleep(ms(50));
             }
@@ -217,26 +219,17 @@ fn make(
     create_topics(&new, admin, deadline)
 }
 
-/// Makes topics, unless they are there. Brokers that are too few for the copies are waited for: a
-/// cluster that is starting has fewer.
+/// Makes topics, unless they are there.
 pub(crate) fn create_topics(
     new: &[NewTopic<'_>],
     admin: &AdminClient<Traced>,
     deadline: Instant,
 ) -> Result<(), LogError> {
-    use RDKafkaErrorCode::{InvalidReplicationFactor, RequestTimedOut, TopicAlreadyExists};
+    use RDKafkaErrorCode::{RequestTimedOut, TopicAlreadyExists};
     let question = |timeout| {
         let options =
             AdminOptions::new().request_timeout(Some(timeout)).operation_timeout(Some(timeout));
-        let answers = block_on(admin.create_topics(new, &options))?;
-        let may_pass = |answer: &TopicResult| match answer {
-            Err((_, code @ (InvalidReplicationFactor | RequestTimedOut))) => Some(*code),
-            _ => None,
-        };
-        match answers.iter().find_map(may_pass) {
-            Some(code) if Instant::now() < deadline => Err(KafkaError::AdminOp(code)),
-            _ => Ok(answers),
-        }
+        block_on(admin.create_topics(new, &options))
     };
     let answers = ask(deadline, question)
         .map_err(|error| unavailable(format!("topics cannot be created: {error}")))?;

@@ -1,6 +1,8 @@
 //! Brokers that die, hang and come back.
 
-use crate::world::{Mute, alone, await_end, control, open, settings, until};
+use crate::world::{
+    Mute, alone, await_brokers, await_end, beside, broker_count, control, open, settings, until,
+};
 use std::{
     sync::{
         Arc,
@@ -8,7 +10,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use trueup_kafka::{KafkaLog, KafkaSettings};
+use trueup_kafka::{Create, KafkaLog, KafkaSettings, system_clock};
 use trueup_operators::log::{Append, End, Log, LogError, Topic, append_and_wait, contract};
 
 /// Numbered frames for one partition.
@@ -218,15 +220,16 @@ fn a_log_opens_while_its_brokers_are_let_in_again() {
         std::thread::sleep(Duration::from_secs(5));
         drop(mute);
         std::thread::scope(|scope| {
-            for nth in 0..24 {
+            for nth in 0..12 {
                 let settings = &settings;
                 scope.spawn(move || {
-                    std::thread::sleep(Duration::from_millis(nth * 75));
+                    std::thread::sleep(Duration::from_millis(nth * 150));
                     drop(open(settings));
                 });
             }
         });
     }
+    await_brokers();
 }
 
 #[test]
@@ -249,4 +252,20 @@ fn an_open_log_goes_on_when_its_brokers_were_put_out_and_let_in_again() {
             assert!(!contract::all(log, Topic::Events, 0).is_empty());
         }
     }
+    await_brokers();
+}
+
+/// A setting that can never be met is said at once, and not waited for.
+#[test]
+fn more_copies_than_brokers_are_refused() {
+    let _beside = beside();
+    let named = settings();
+    let create = Create { replication_factor: broker_count() + 1, ..named.create.unwrap() };
+    let began = Instant::now();
+    let settings = KafkaSettings { create: Some(create), ..named };
+    match KafkaLog::open(settings, system_clock(), None) {
+        Err(LogError::Invalid { reason }) => assert!(reason.contains("-events"), "{reason}"),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }

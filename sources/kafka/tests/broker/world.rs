@@ -70,6 +70,15 @@ impl Drop for Mute {
     }
 }
 
+/// Waits until all brokers are in the cluster: before that no topic with a copy on each is made.
+pub(crate) fn await_brokers() {
+    let client: BaseConsumer = config().set("group.id", "watch").create().unwrap();
+    until("all brokers are in the cluster", || {
+        let known = client.fetch_metadata(None, Duration::from_secs(5));
+        known.is_ok_and(|known| known.brokers().len() == usize::from(broker_count()))
+    });
+}
+
 /// A name that no other test and no other run has.
 pub(crate) fn unique(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
