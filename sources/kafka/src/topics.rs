@@ -120,7 +120,7 @@ pub(crate) fn left(deadline: Instant) -> Duration {
 }
 
 /// Asks until there is an answer or the time is up.
-fn ask<T>(
+pub(crate) fn ask<T>(
     deadline: Instant,
     question: impl Fn(Duration) -> Result<T, KafkaError>,
 ) -> Result<T, KafkaError> {

@@ -9,6 +9,7 @@ use crate::{
     cursor::{Cursor, Step},
     queue::Message,
     settings::{invalid, ms, unavailable},
+    topics::ask,
 };
 use rdkafka::{
     config::FromClientConfigAndContext,
@@ -34,6 +35,10 @@ pub(super) struct Reading<'a> {
     settings: &'a ChangelogSettings,
     stop: &'a AtomicBool,
     consumer: Arc<BaseConsumer<Traced>>,
+    /// Who asks where partitions end: behind everything that was sent. A commit is answered before
+    /// the partitions have heard of it, and until then what is committed ends in front of it; who
+    /// reads to the end of everything waits for that.
+    asking: BaseConsumer<Traced>,
     pub(super) partitions: u16,
 }
 
@@ -45,12 +50,14 @@ impl<'a> Reading<'a> {
         let topic = &settings.topic;
         let failed = |error| unavailable(format!("{topic} cannot be read: {error}"));
         let group = format!("{}-upper", settings.name);
-        let config = consumer(&settings.cluster(), &group, AHEAD_BYTES);
+        let mut config = consumer(&settings.cluster(), &group, AHEAD_BYTES);
         let consumer = BaseConsumer::from_config_and_context(&config, Traced).map_err(failed)?;
+        config.set("isolation.level", "read_uncommitted");
+        let asking = BaseConsumer::from_config_and_context(&config, Traced).map_err(failed)?;
         let deadline = Instant::now() + ms(settings.timeout_ms.min(ASKED_MS_MAX));
         let partitions = loop {
-            let left = deadline.saturating_duration_since(Instant::now()).max(ms(1));
-            let metadata = consumer.fetch_metadata(Some(topic), left).map_err(failed)?;
+            let metadata = ask(deadline, |timeout| consumer.fetch_metadata(Some(topic), timeout));
+            let metadata = metadata.map_err(failed)?;
             let count = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
             match u16::try_from(count) {
                 // A broker that has not heard of a new topic yet.
@@ -59,23 +66,30 @@ impl<'a> Reading<'a> {
                 _ => return Err(invalid(format!("{topic} has {count} partitions"))),
             }
         };
-        Ok(Reading { settings, stop, consumer: Arc::new(consumer), partitions })
+        Ok(Reading { settings, stop, consumer: Arc::new(consumer), asking, partitions })
     }
 
-    /// The first offset of a partition, and the end.
+    /// The first offset of a partition, and the end of all that was sent to it.
     fn bounds(&self, partition: u16) -> Result<(u64, u64), LogError> {
         let topic = &self.settings.topic;
         let deadline = Instant::now() + ms(self.settings.timeout_ms.min(ASKED_MS_MAX));
         loop {
             // A new topic may have no leader for a moment.
             let asked = Duration::from_secs(1);
-            match self.consumer.fetch_watermarks(topic, partition.into(), asked) {
+            match self.asking.fetch_watermarks(topic, partition.into(), asked) {
                 Ok((first, end)) => return Ok((first.max(0) as u64, end.max(0) as u64)),
                 Err(error) if Instant::now() >= deadline || self.is_stopped() => {
                     let what = format!("{topic} {partition} does not say how far it is: {error}");
                     return Err(unavailable(what));
                 }
-                Err(_) => std::thread::sleep(ms(TURN_MS)),
+                Err(error) => {
+                    tracing::debug!(%error, topic, partition, "the ends are asked for again");
+                    std::thread::sleep(ms(TURN_MS));
+                    // That there is no leader is believed for minutes, unless it is asked anew.
+                    if let Err(error) = self.asking.fetch_metadata(Some(topic), asked) {
+                        tracing::debug!(%error, topic, "the leaders are not known");
+                    }
+                }
             }
         }
     }

@@ -161,6 +161,17 @@ fn a_run_goes_on_where_the_topic_is_and_reads_back_what_stands_there() {
     assert_exact(&settings, 25);
     publish(&mut changelog, 26).unwrap();
     assert_exact(&settings, 26);
+    // A commit is answered before all partitions have heard of it; it is read all the same.
+    for epoch in 27..=80 {
+        publish(&mut changelog, epoch).unwrap();
+        let mut count = 0;
+        let mut take = |_: &[u8], _: Option<&[u8]>| {
+            count += 1;
+            Ok(())
+        };
+        changelog.read(&mut take).unwrap();
+        assert_eq!(count, (1..=epoch).map(|epoch| diffs(epoch).len()).sum::<usize>(), "{epoch}");
+    }
 }
 
 #[test]
