@@ -39,7 +39,7 @@ pub(super) fn all_ends(log: &dyn Log) -> Ends {
 }
 
 pub(super) fn bytes_held(log: &dyn Log) -> u64 {
-    [Topic::Events, Topic::Verdicts].into_iter().flat_map(|t| log.ends(t)).map(|e| e.bytes).sum()
+    READ.into_iter().flat_map(|topic| log.ends(topic)).map(|end| end.bytes).sum()
 }
 
 pub(super) fn covers(row: &RemapRow, ends: &Ends) -> bool {
@@ -135,12 +135,17 @@ fn first_row(log: &dyn Log) -> Result<Option<Arc<RemapRow>>, LogError> {
 
 /// About how many bytes a shared log holds between a row and these ends.
 pub(super) fn bytes_behind(log: &dyn Log, row: &RemapRow, ends: &Ends) -> u64 {
-    let mut bytes = 0_u64;
+    u64::try_from(bytes_between(log, row, ends, 0)).unwrap_or(u64::MAX)
+}
+
+/// The same, where an offset takes `unseen_bytes` while nothing of its topic was seen.
+fn bytes_between(log: &dyn Log, row: &RemapRow, ends: &Ends, unseen_bytes: u64) -> u128 {
+    let mut bytes = 0_u128;
     for (topic, ends) in READ.into_iter().zip(ends) {
         for (partition, end) in (0..).zip(ends) {
             let offsets = end.offset.saturating_sub(row.upto(topic, partition).offset);
-            let each = log.offset_bytes(topic, partition).unwrap_or(0);
-            bytes = bytes.saturating_add(offsets.saturating_mul(each));
+            let each = log.offset_bytes(topic, partition).unwrap_or(unseen_bytes);
+            bytes += u128::from(offsets) * u128::from(each);
         }
     }
     bytes
@@ -156,14 +161,7 @@ pub(super) fn part(
     ends: &Ends,
     bytes_max: u64,
 ) -> Result<Option<Ends>, LogError> {
-    let mut total = 0_u128;
-    for (topic, ends) in READ.into_iter().zip(ends) {
-        for (partition, end) in (0..).zip(ends) {
-            let offsets = end.offset.saturating_sub(last.upto(topic, partition).offset);
-            let each = log.offset_bytes(topic, partition).unwrap_or(bytes_max / OFFSETS_UNSEEN);
-            total += u128::from(offsets) * u128::from(each);
-        }
-    }
+    let total = bytes_between(log, last, ends, bytes_max / OFFSETS_UNSEEN);
     if total <= 2 * u128::from(bytes_max) {
         return Ok(None);
     }

@@ -27,7 +27,7 @@ mod reading;
 
 use crate::{
     clients::{Traced, common, trace_error, trace_log},
-    settings::{KafkaSettings, check_range, invalid, ms, unavailable},
+    settings::{KafkaSettings, check_range, invalid, left, ms, unavailable},
     topics::{create_topics, describe},
 };
 use rdkafka::{
@@ -409,7 +409,7 @@ impl Slices<'_> {
         mut ask: impl FnMut(Duration) -> Result<(), KafkaError>,
     ) -> Result<(), KafkaError> {
         loop {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            let left = left(self.deadline);
             let result = ask(left.clamp(ms(1), ms(SLICE_MS)));
             let again = match &result {
                 Err(KafkaError::Transaction(error)) => error.is_retriable(),

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rdkafka::{
     ClientConfig, ClientContext, TopicPartitionList,
     config::RDKafkaLogLevel,
-    consumer::ConsumerContext,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 use std::{
@@ -81,6 +81,20 @@ fn was_said() -> bool {
         *said = Some(Instant::now());
     }
     lately
+}
+
+/// Lets a client find out who leads a topic's partitions; whether it has got an answer. That there
+/// is no leader it believes for minutes, and asks nobody about it, unless it is told to look again.
+pub(crate) fn look_for_leaders(
+    client: &BaseConsumer<Traced>,
+    topic: &str,
+    timeout: Duration,
+) -> bool {
+    let found = client.fetch_metadata(Some(topic), timeout);
+    let found = found.inspect_err(|error| {
+        tracing::debug!(%error, topic, "the leaders are not known");
+    });
+    found.is_ok()
 }
 
 /// What all clients of a cluster have in common.

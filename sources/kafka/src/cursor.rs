@@ -6,7 +6,7 @@
 use crate::{
     clients::Traced,
     queue::{Item, Message, Queue},
-    settings::{ms, unavailable},
+    settings::{left, ms, unavailable},
 };
 use rdkafka::{
     TopicPartitionList,
@@ -223,7 +223,7 @@ impl Cursor {
     /// Seeks, as soon as fetching has begun.
     fn try_seek(&self, from: u64, deadline: Instant) -> Result<(), LogError> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now()).max(ms(1));
+            let left = left(deadline).max(ms(1));
             let sought = self.consumer.seek_partitions(self.place(from)?, left);
             let refused = match &sought {
                 Ok(places) => places.elements().first().and_then(|place| place.error().err()),

@@ -12,9 +12,9 @@
 //! complete to at the end of it.
 
 use crate::{
-    clients::Traced,
-    settings::{Clock, KafkaSettings, ms, unavailable},
-    topics::{Topics, left},
+    clients::{Traced, look_for_leaders},
+    settings::{Clock, KafkaSettings, left, ms, unavailable},
+    topics::Topics,
 };
 use parking_lot::{Mutex, RwLock};
 use rdkafka::{
@@ -187,7 +187,7 @@ impl Ends {
             let of = &self.0[topic as usize];
             let (name, count) = (settings.topic(topic), topics.partitions(topic));
             loop {
-                let timeout = timeout.min(left(deadline));
+                let timeout = left(deadline).clamp(ms(1), timeout);
                 // Nobody waits behind a question, so that one may follow at once on another.
                 of.known.write().failed_at = None;
                 of.ask_ends(name, count, timeout, (client, clock));
@@ -199,11 +199,7 @@ impl Ends {
                     return Err(unavailable(format!("{name} does not say how far it is")));
                 }
                 std::thread::sleep(ms(50));
-                // What the client heard of a partition without a leader it believes for minutes,
-                // and asks nobody about it, unless it is told to look again.
-                if let Err(error) = client.fetch_metadata(Some(name), timeout) {
-                    tracing::debug!(%error, name, "the leaders are not known");
-                }
+                look_for_leaders(client, name, timeout);
             }
         }
         Ok(())

@@ -6,9 +6,9 @@ use crate::{
     json::JsonEvents,
     outbox::Outbox,
     reader::{Answer, Range, Reader},
-    settings::{Clock, Encoding, KafkaSettings, RUN_MESSAGES, invalid, ms, unavailable},
+    settings::{Clock, Encoding, KafkaSettings, RUN_MESSAGES, invalid, left, ms, unavailable},
     stranded::{give_brokers, has_brokers},
-    topics::{Topics, left},
+    topics::Topics,
 };
 use parking_lot::{Condvar, Mutex};
 use rdkafka::{
@@ -186,9 +186,7 @@ impl KafkaLog {
         }
         let mut publisher = self.shared.publisher.lock();
         if publisher.as_ref().is_none_or(|(known, _)| known != group) {
-            let mut config = common(settings);
-            config.set("group.id", group).set("enable.auto.commit", "false");
-            let made = BaseConsumer::from_config_and_context(&config, Traced).map_err(failed)?;
+            let made = reading_nothing(settings, group).map_err(failed)?;
             *publisher = Some((group.to_owned(), Arc::new(made)));
         }
         if let Some((_, consumer)) = &*publisher {
@@ -393,12 +391,17 @@ fn away(error: LogError) -> LogError {
     }
 }
 
-/// A client that is asked and reads nothing.
+/// A client that is asked.
 fn asking(settings: &KafkaSettings) -> Result<BaseConsumer<Traced>, LogError> {
-    let mut config = common(settings);
-    config.set("group.id", "trueup-ask").set("enable.auto.commit", "false");
-    BaseConsumer::from_config_and_context(&config, Traced)
+    reading_nothing(settings, "trueup-ask")
         .map_err(|error| unavailable(format!("Kafka's client cannot be made: {error}")))
+}
+
+/// A client of a group that reads nothing.
+fn reading_nothing(settings: &KafkaSettings, group: &str) -> KafkaResult<BaseConsumer<Traced>> {
+    let mut config = common(settings);
+    config.set("group.id", group).set("enable.auto.commit", "false");
+    BaseConsumer::from_config_and_context(&config, Traced)
 }
 
 impl Drop for KafkaLog {

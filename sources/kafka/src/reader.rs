@@ -14,19 +14,18 @@
 //! the epoch before was complete to, which every replay knows as well.
 
 use crate::{
-    clients::{Traced, consumer},
+    clients::{Traced, consumer, look_for_leaders},
     cursor::{Cursor, Step},
     headers,
     json::{Body, JsonEvents, Row},
     queue::Message,
-    settings::{Encoding, JSON_EVENT_BYTES_MAX, KafkaSettings, RUN_MESSAGES, ms, unavailable},
+    settings::{
+        Encoding, JSON_EVENT_BYTES_MAX, KafkaSettings, RUN_MESSAGES, left, ms, unavailable,
+    },
 };
 use arrow_buffer::{Buffer, MutableBuffer};
 use parking_lot::{Mutex, MutexGuard};
-use rdkafka::{
-    config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer},
-};
+use rdkafka::{config::FromClientConfigAndContext, consumer::BaseConsumer};
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -110,8 +109,8 @@ impl Reader {
         let clients = [&self.live, &self.back].into_iter();
         for (client, topic) in clients.flat_map(|client| Topic::ALL.map(|topic| (client, topic))) {
             let (name, timeout) = (settings.topic(topic), ms(settings.ends_timeout_ms));
-            if let Err(error) = client.fetch_metadata(Some(name), timeout) {
-                return tracing::debug!(%error, name, "the first reads look for the leaders");
+            if !look_for_leaders(client, name, timeout) {
+                return;
             }
         }
     }
@@ -282,10 +281,6 @@ fn run(
         }
     }
     Ok(Some(run))
-}
-
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now())
 }
 
 fn in_time(deadline: Instant, settings: &KafkaSettings, range: Range) -> Result<(), LogError> {

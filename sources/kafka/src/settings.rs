@@ -1,6 +1,9 @@
 //! What an operator may set, and the limits that stand.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 pub use trueup_log::{Clock, system_clock};
 use trueup_operators::log::{LogError, PARTITIONS_MAX, Topic};
 
@@ -221,6 +224,11 @@ pub(crate) fn invalid(reason: String) -> LogError {
 
 pub(crate) fn unavailable(reason: String) -> LogError {
     LogError::Unavailable { reason }
+}
+
+/// How long there is until then.
+pub(crate) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
 }
 
 pub(crate) const fn ms(ms: u64) -> Duration {

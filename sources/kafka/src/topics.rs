@@ -7,7 +7,7 @@
 
 use crate::{
     clients::{Traced, block_on, common},
-    settings::{Create, KafkaSettings, invalid, ms, unavailable},
+    settings::{Create, KafkaSettings, invalid, left, ms, unavailable},
 };
 use parking_lot::RwLock;
 use rdkafka::{
@@ -114,18 +114,13 @@ const ASK_MAX: Duration = Duration::from_secs(5);
 /// With less time than this no question is begun: its answer would be that the time is up.
 const ASK_MIN: Duration = Duration::from_millis(500);
 
-/// How long there is until then.
-pub(crate) fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(ms(1))
-}
-
 /// Asks until there is an answer or the time is up.
 pub(crate) fn ask<T>(
     deadline: Instant,
     question: impl Fn(Duration) -> Result<T, KafkaError>,
 ) -> Result<T, KafkaError> {
     loop {
-        match question(left(deadline).min(ASK_MAX)) {
+        match question(left(deadline).clamp(ms(1), ASK_MAX)) {
             Err(error) if left(deadline) > ASK_MIN => {
                 tracing::debug!(%error, "a broker is asked again");
                 std::thread::sleep(ms(50));

@@ -5,7 +5,7 @@
 
 use super::{ASKED_MS_MAX, ChangelogSettings, TURN_MS, Upper, Visit};
 use crate::{
-    clients::{Traced, consumer},
+    clients::{Traced, consumer, look_for_leaders},
     cursor::{Cursor, Step},
     queue::Message,
     settings::{invalid, ms, unavailable},
@@ -85,10 +85,7 @@ impl<'a> Reading<'a> {
                 Err(error) => {
                     tracing::debug!(%error, topic, partition, "the ends are asked for again");
                     std::thread::sleep(ms(TURN_MS));
-                    // That there is no leader is believed for minutes, unless it is asked anew.
-                    if let Err(error) = self.asking.fetch_metadata(Some(topic), asked) {
-                        tracing::debug!(%error, topic, "the leaders are not known");
-                    }
+                    look_for_leaders(&self.asking, topic, asked);
                 }
             }
         }
