@@ -1,6 +1,5 @@
 //! What Kafka as the log costs beside librdkafka alone: the same topics, in the same process, on
-//! the same two threads. `TRUEUP_KAFKA_BROKERS=… cargo bench -p trueup-kafka --features
-//! broker-tests`, on a quiet machine.
+//! the same two threads. `TRUEUP_KAFKA_BROKERS=… cargo bench --bench read`, on a quiet machine.
 //!
 //! Batches are messages of 64,000 bytes (1,600 events of 40 bytes, as the limit in BENCHMARKS.md);
 //! JSON events have some 260 bytes each. The plain consumer touches nothing of a message but its
