@@ -5,7 +5,7 @@ use crate::{
     bench::Bench,
     config::{Config, ConfigError, Span},
 };
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
 use std::{net::SocketAddr, path::PathBuf};
 use trueup_operators::time::parse_rfc3339;
 
@@ -108,10 +108,10 @@ pub struct Generate {
     /// The seed of demo traffic. (ADS-1 has one of its own.)
     #[arg(long, env = "TRUEUP_SEED", default_value_t = 1)]
     pub seed: u64,
-    /// One JSON event a line, or the frames of the log as Arrow streams.
+    /// One JSON event a line, or one Arrow IPC stream, of ADS-1 only.
     #[arg(long, env = "TRUEUP_FORMAT", value_enum, default_value = "ndjson")]
     pub format: Format,
-    /// A file for ndjson (`-`: standard output), a new directory for batches.
+    /// A file (`-`: standard output), written anew.
     #[arg(long, env = "TRUEUP_OUT", value_name = "PATH", conflicts_with = "to")]
     pub out: Option<PathBuf>,
     /// Send to the collector at this address, with times moved to now.
@@ -138,7 +138,7 @@ pub enum Workload {
 pub enum Format {
     /// One JSON event a line.
     Ndjson,
-    /// Arrow IPC streams, as the log's frames hold them.
+    /// An Arrow IPC stream with the collector's columns.
     Batch,
 }
 
@@ -155,7 +155,7 @@ pub struct Replay {
     #[command(flatten)]
     pub range: Range,
     /// Show the differences and publish nothing.
-    #[arg(long)]
+    #[arg(long, env = "TRUEUP_DRY_RUN", value_parser = BoolishValueParser::new())]
     pub dry_run: bool,
     /// The running server whose views are compared, and which takes up what is found.
     #[arg(long, env = "TRUEUP_SERVER", value_name = "URL")]
@@ -181,7 +181,7 @@ pub struct Verify {
     #[arg(long, env = "TRUEUP_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// The report as JSON.
-    #[arg(long)]
+    #[arg(long, env = "TRUEUP_JSON", value_parser = BoolishValueParser::new())]
     pub json: bool,
 }
 
@@ -209,7 +209,7 @@ pub struct BenchCommand {
     #[command(flatten)]
     pub bench: Bench,
     /// The figures as JSON, one line each; without it they go to stderr as they come.
-    #[arg(long)]
+    #[arg(long, env = "TRUEUP_JSON", value_parser = BoolishValueParser::new())]
     pub json: bool,
 }
 
@@ -240,10 +240,10 @@ pub struct Doctor {
     pub common: Common,
     /// Cut off a torn write at the end of the log, or of the spool where the log is Kafka. No
     /// server may be running. Nothing in Kafka is changed.
-    #[arg(long)]
+    #[arg(long, env = "TRUEUP_REPAIR", value_parser = BoolishValueParser::new())]
     pub repair: bool,
     /// The report as JSON.
-    #[arg(long)]
+    #[arg(long, env = "TRUEUP_JSON", value_parser = BoolishValueParser::new())]
     pub json: bool,
 }
 
@@ -306,5 +306,31 @@ impl Worker {
         config.check()?;
         config.own_place()?;
         Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        let mut flags = 0;
+        for command in Cli::command().get_subcommands() {
+            let of = command.get_name();
+            for flag in command.get_arguments() {
+                let Some(long) = flag.get_long().filter(|&long| long != "help") else { continue };
+                let variable = flag.get_env().and_then(|name| name.to_str());
+                let expected = match (of, long) {
+                    // An address of `generate`, a time elsewhere.
+                    ("replay" | "verify", "to") => "TRUEUP_TO_TIME".to_owned(),
+                    _ => format!("TRUEUP_{}", long.to_uppercase().replace('-', "_")),
+                };
+                assert_eq!(variable, Some(expected.as_str()), "{of} --{long}");
+                flags += 1;
+            }
+        }
+        assert!(flags > 50, "{flags}");
     }
 }

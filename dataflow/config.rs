@@ -6,6 +6,8 @@
 mod changelog;
 mod cluster;
 mod kafka;
+#[cfg(test)]
+mod tests;
 mod units;
 
 pub use changelog::ChangelogConfig;
@@ -77,6 +79,9 @@ pub struct Server {
     pub head_ms_max: u64,
     /// How long a peer may leave unread what was sent to it.
     pub unread_ms_max: u64,
+    /// Where PostgreSQL's protocol will be spoken. It may be given, and nothing listens there yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pg_listen: Option<SocketAddr>,
 }
 
 /// `[auth]`
@@ -261,6 +266,7 @@ impl Default for Server {
             connections_max: 10_000,
             head_ms_max: 60_000,
             unread_ms_max: 60_000,
+            pg_listen: None,
         }
     }
 }
@@ -628,43 +634,4 @@ fn edits(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn the_defaults_are_a_configuration_of_their_own() {
-        let written = toml::to_string(&Config::default()).unwrap();
-        let read = Config::parse(&written).unwrap();
-        assert_eq!(written, toml::to_string(&read).unwrap());
-        read.check().unwrap();
-    }
-
-    #[test]
-    fn an_unknown_key_names_the_nearest() {
-        let error = Config::parse("[time]\nallowed_latenes = \"5m\"").unwrap_err().0;
-        assert!(error.contains("did you mean `allowed_lateness`?"), "{error}");
-        let error = Config::parse("[time]\ntick = \"5 minutes\"").unwrap_err().0;
-        assert!(error.contains("`5 minutes` is no duration"), "{error}");
-        let error = Config::parse("[log]\nkind = \"pulsar\"").unwrap_err().0;
-        assert!(error.contains("kafka") && error.contains("embedded"), "{error}");
-    }
-
-    #[test]
-    fn what_does_not_go_together_is_refused() {
-        let check = |text: &str| Config::parse(text).unwrap().check().map_err(|e| e.0);
-        let error = check("[time]\nallowed_lateness = \"2d\"").unwrap_err();
-        assert!(error.contains("correction_horizon"), "{error}");
-        let error = check("[checkpoint]\nkept = 1").unwrap_err();
-        assert!(error.contains("checkpoint.kept") && error.contains("2 to 1000"), "{error}");
-        let error = check("[server]\nlisten = \"0.0.0.0:80\"").unwrap_err();
-        assert!(error.contains("token"), "{error}");
-        let tokens = "[auth]\ntokens = [ { token = \"short\", role = \"reader\" } ]";
-        check(tokens).unwrap();
-        let error = check(&format!("{tokens}\n[server]\nlisten = \"0.0.0.0:80\"")).unwrap_err();
-        assert!(error.contains("`auth.tokens[0]` has 5 bytes"), "{error}");
-    }
 }

@@ -78,6 +78,9 @@ pub fn serve(
             "no token is configured: whoever reaches the loopback may do anything"
         );
     }
+    if let Some(pg_listen) = config.server.pg_listen {
+        tracing::warn!(%pg_listen, "PostgreSQL's protocol is not spoken yet: nothing listens there");
+    }
     let limits = config.queries.clone();
     let connections = connections::Limits {
         connections_max: config.server.connections_max,

@@ -24,56 +24,61 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Bench {
     /// Events of the stream, on the engine alone and from Kafka.
-    #[arg(long, default_value_t = 10_000_000)]
+    #[arg(long, env = "TRUEUP_EVENTS", default_value_t = 10_000_000)]
     pub events: u64,
     /// Events of the stream, over HTTP.
-    #[arg(long, default_value_t = 4_000_000)]
+    #[arg(long, env = "TRUEUP_HTTP_EVENTS", default_value_t = 4_000_000)]
     pub http_events: u64,
     /// Worker threads.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, env = "TRUEUP_WORKERS", default_value_t = 2)]
     pub workers: usize,
     /// Partitions of the log.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, env = "TRUEUP_PARTITIONS", default_value_t = 4)]
     pub partitions: u16,
     /// Events of an epoch, on the engine alone and from Kafka.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, env = "TRUEUP_EPOCH_EVENTS", default_value_t = 100_000)]
     pub epoch_events: u64,
     /// Epochs under way, on the engine alone.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, env = "TRUEUP_IN_FLIGHT", default_value_t = 2)]
     pub in_flight: u64,
     /// Connections that send, over HTTP.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, env = "TRUEUP_CLIENTS", default_value_t = 4)]
     pub clients: usize,
     /// Connections that ask, in `reports`, each once a second.
-    #[arg(long, default_value_t = 100, value_parser = readers)]
+    #[arg(long, env = "TRUEUP_READERS", default_value_t = 100, value_parser = readers)]
     pub readers: usize,
     /// Events a second of `freshness` and `reports`.
-    #[arg(long, default_value_t = 400_000)]
+    #[arg(long, env = "TRUEUP_RATE", default_value_t = 400_000)]
     pub rate: u64,
     /// How long `freshness`, `reports` and `soak` run.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, env = "TRUEUP_SECONDS", default_value_t = 30)]
     pub seconds: u64,
     /// Runs that count, after one that does not.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, env = "TRUEUP_RUNS", default_value_t = 3)]
     pub runs: usize,
     /// What is run.
-    #[arg(long, value_enum, default_values_t = [Query::Q1, Query::Q1Three, Query::Q1Plus])]
+    #[arg(long, env = "TRUEUP_QUERY", value_enum, default_values_t = [Query::Q1, Query::Q1Three, Query::Q1Plus])]
     pub query: Vec<Query>,
     /// Where servers keep their logs; the system's directory for temporary files if not given.
-    #[arg(long)]
+    #[arg(long, env = "TRUEUP_SCRATCH")]
     pub scratch: Option<PathBuf>,
     /// Brokers that `kafka` reads from.
-    #[arg(long, value_name = "HOST:PORT,…", required_if_eq("name", "kafka"))]
+    #[arg(
+        long,
+        env = "TRUEUP_BROKERS",
+        value_name = "HOST:PORT,…",
+        required_if_eq("name", "kafka")
+    )]
     pub brokers: Option<String>,
     /// What a message of the topic is.
-    #[arg(long, value_enum, default_value_t = Encoding::Json)]
+    #[arg(long, env = "TRUEUP_ENCODING", value_enum, default_value_t = Encoding::Json)]
     pub encoding: Encoding,
     /// The topic that `kafka` reads, filled if it is not there; named after its content if not
     /// given.
-    #[arg(long)]
+    #[arg(long, env = "TRUEUP_TOPIC")]
     pub topic: Option<String>,
     /// How often the state is written down, from Kafka (never if not given) and in `soak` (30s).
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, env = "TRUEUP_CHECKPOINT_INTERVAL", value_name = "DURATION")]
     pub checkpoint_interval: Option<Span>,
 }
 

@@ -33,6 +33,13 @@ pub fn generate(command: &Generate) -> Result<(), Failure> {
         end_us: sent.then(|| jiff::Timestamp::now().as_microsecond()),
         rate_per_s: 2_000.0,
     };
+    if command.format == Format::Batch && (sent || request.workload != files::Workload::Ads1) {
+        return Err(Failure::Use(
+            "`--format batch` is for a file of the workload ads1; leave it out, and what is sent or \
+             written is JSON"
+                .into(),
+        ));
+    }
     match &command.to {
         Some(url) => send_all(&request, &Remote::new(url, command.token.as_deref())),
         None => write(&request, command),

@@ -112,6 +112,22 @@ fn a_worker_is_told_what_it_lacks_before_it_takes_anything() {
 }
 
 #[test]
+fn a_form_that_cannot_be_written_costs_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("events");
+    std::fs::write(&out, "of value").unwrap();
+    let path = out.to_str().unwrap();
+    for args in
+        [["--workload", "demo", "--out", path], ["--workload", "ads1", "--to", "http://[::1]:9"]]
+    {
+        let output = trueup(&[&["generate", "--format", "batch"], &args[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("--format batch"), "{}", text(&output.stderr));
+    }
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "of value");
+}
+
+#[test]
 fn generated_traffic_is_the_same_every_time() {
     for workload in ["ads1", "ysb", "demo"] {
         let generate = |seed: &str| {
