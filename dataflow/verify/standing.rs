@@ -91,7 +91,8 @@ impl Judged {
     }
 }
 
-/// The verdicts on one id: each was in force once, the last one is.
+/// The verdicts on one id: each was in force once, the last one is. They cover events that come for
+/// one retention; for another one the last is not outdone by what was decided before it.
 #[derive(Debug)]
 struct Said {
     in_order: Vec<Judged>,
@@ -129,6 +130,7 @@ pub(super) struct Book {
     pub(super) counts: Counts,
     pub(super) late_events: Vec<SetAside>,
     pub(super) quarantine: Vec<SetAside>,
+    pub(super) duplicates: Vec<SetAside>,
 }
 
 impl Book {
@@ -146,6 +148,7 @@ impl Book {
             counts: Counts::default(),
             late_events: Vec::new(),
             quarantine: Vec::new(),
+            duplicates: Vec::new(),
         }
     }
 
@@ -154,7 +157,7 @@ impl Book {
         let (lateness, frontier) = (self.lateness, now.frontier_before);
         // What is forgotten changes only with the frontier; looking at all verdicts is dear.
         if frontier != self.now.frontier_before {
-            self.said.retain(|_, said| !lateness.forgotten(said.seen, frontier));
+            self.said.retain(|_, said| !lateness.outlived(said.seen, frontier));
         }
         while self.known.front().is_some_and(|known| lateness.forgotten(known.seen, frontier)) {
             self.forget_first();
@@ -181,7 +184,8 @@ impl Book {
         let fate = self.fate(frame, row);
         self.counts.fates[fate as usize] += 1;
         let aside = match fate {
-            Fate::Counted | Fate::Duplicate => return,
+            Fate::Counted => return,
+            Fate::Duplicate => &mut self.duplicates,
             Fate::TooLate => &mut self.late_events,
             Fate::Conflict | Fate::Quarantined => &mut self.quarantine,
         };
@@ -271,10 +275,16 @@ impl Book {
     /// Whether an event that comes now is invalid by what was said about a subject; `otherwise` if
     /// nothing was in time.
     fn waiting_ruling(&mut self, subject: &Subject, minute_us: i64, otherwise: bool) -> bool {
-        let Some(said) = self.said.get(subject) else { return otherwise };
+        let Some(said) = self.said.get(subject).filter(|said| self.covers(said)) else {
+            return otherwise;
+        };
         let (invalid, refused) = self.ruling(&said.in_order, minute_us, otherwise);
         self.counts.verdicts_too_late += u64::from(refused);
         invalid
+    }
+
+    fn covers(&self, said: &Said) -> bool {
+        !self.lateness.forgotten(said.seen, self.now.frontier_before)
     }
 
     /// What verdicts in ascending order make of an event of a minute that stands `invalid`, and
@@ -314,13 +324,18 @@ impl Book {
             if judged.is_empty() {
                 continue;
             }
-            if in_force.is_none_or(|before| judged.iter().any(|j| j.invalid != before.invalid)) {
+            let covers = self.said.get(&subject).is_some_and(|said| self.covers(said));
+            let repeats = |before: Judged| judged.iter().all(|j| j.invalid == before.invalid);
+            if !covers || !in_force.is_some_and(repeats) {
                 self.apply(&subject, &judged, &mut stood);
             }
             let seen = self.now.latest;
             let said =
                 self.said.entry(subject).or_insert_with(|| Said { in_order: Vec::new(), seen });
             said.seen = seen;
+            if !covers {
+                said.in_order.clear();
+            }
             said.in_order.append(&mut judged);
         }
         for (number, was) in stood {

@@ -138,7 +138,8 @@ fn run(plan: Plan) -> Result<(), LedgerFault> {
     if plan.judged {
         ledger.open(times(0, LogTime(START_US)))?;
         let said = verdicts(plan.events, true, LogTime(START_US));
-        ledger.judge::<Batch>(said, &mut Kept::default(), &mut |_| ())?;
+        let mut judging = ledger.judge(said)?;
+        while !ledger.carry_out::<Batch>(&mut judging, &mut Kept::default(), &mut |_| ())? {}
     }
     let (mut batches_ns, mut counts) = (Vec::new(), Counts::default());
     for (epoch, from) in (1..).zip((0..plan.events).step_by(BATCH as usize)) {
@@ -195,7 +196,8 @@ fn run_verdicts(events: u64) -> Result<(), LedgerFault> {
         let said = verdicts(events, invalid, LogTime(START_US));
         let (sent, mut changed) = (said.len(), 0);
         let begin = Instant::now();
-        ledger.judge(said, &mut kept, &mut |out| changed += out.rows.len())?;
+        let mut judging = ledger.judge(said)?;
+        while !ledger.carry_out(&mut judging, &mut kept, &mut |out| changed += out.rows.len())? {}
         let ns = begin.elapsed().as_nanos() as f64 / sent as f64;
         println!("verdicts {name}: {ns:.0} ns each, {changed} of {sent} changed an event");
     }

@@ -183,8 +183,20 @@ impl Lateness {
     /// once the log was complete to `frontier` at the end of the epoch before. A pure function of
     /// the remap, so that every run forgets alike.
     pub const fn forgotten(&self, seen: LogTime, frontier: LogTime) -> bool {
+        self.retentions_ago(1, seen, frontier)
+    }
+
+    /// Whether a verdict of an epoch whose latest log time was `seen` need not be known any more.
+    /// It covers no event that comes once it is [`Lateness::forgotten`]; but one that came just
+    /// before then is remembered for as long again, and an earlier decision that is repeated
+    /// meanwhile must not win.
+    pub const fn outlived(&self, seen: LogTime, frontier: LogTime) -> bool {
+        self.retentions_ago(2, seen, frontier)
+    }
+
+    const fn retentions_ago(&self, many: i64, seen: LogTime, frontier: LogTime) -> bool {
         let width = self.slice_us();
-        frontier.0.div_euclid(width) > seen.0.div_euclid(width) + 64
+        frontier.0.div_euclid(width) > seen.0.div_euclid(width) + many * 64
     }
 }
 

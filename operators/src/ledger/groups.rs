@@ -139,6 +139,11 @@ impl Groups {
         numbers.map(|number| shard.members.get(number).row)
     }
 
+    /// Whether some shard is at seven eighths of what it can number.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        (0..self.shards.len()).any(|shard| self.members(shard) >= MEMBERS_MAX - MEMBERS_MAX / 8)
+    }
+
     /// How many members a shard remembers.
     pub(super) fn members(&self, shard: usize) -> u64 {
         self.shards[shard].members.tail() - self.shards[shard].live_from

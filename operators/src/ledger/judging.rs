@@ -5,6 +5,12 @@
 //! sorted by place in the log, so that each batch is read back once and yields one [`Ledgered`]; a
 //! verdict on an event that changes nothing in the views (it is invalid already by its
 //! impression) reads nothing.
+//!
+//! One verdict on an impression that a broken sender gives to all its events can change events in
+//! every batch of the horizon, which no memory holds together. So what was collected is carried
+//! out in steps of some [`STEP_ROWS`] rows that are read back, between which those who sum it up take it and
+//! let it go. Nothing else may come to the ledger until the last step: not an event, nor the next
+//! epoch.
 
 use super::{
     Ledger, LedgerFault, Ledgered, RowDelta, Standing,
@@ -28,6 +34,20 @@ struct Touch {
     /// Which key of the epoch, and in the top bit what the flag is to be.
     key_and_flag: u32,
 }
+
+/// What an epoch's verdicts change, and how far that is carried out.
+#[derive(Debug, Default)]
+pub struct Judging {
+    keys: Vec<Key>,
+    /// By place in the log.
+    touched: Vec<Touch>,
+    /// The first of them that is not carried out.
+    next: usize,
+    counts: Counts,
+}
+
+/// The rows of the batches that are read back in a step, about: some MiB.
+pub(super) const STEP_ROWS: usize = if cfg!(test) { 64 } else { 1 << 16 };
 
 const FLAG: u32 = 1 << 31;
 
@@ -54,18 +74,14 @@ const fn flag_of(target: Target) -> u32 {
 }
 
 impl Ledger {
-    /// Applies all verdicts of the open epoch. What they change goes to `emit`, batch by batch.
+    /// Takes all verdicts of the open epoch, and says what they change. That is to be carried out
+    /// to its end ([`Ledger::carry_out`]) before anything else comes to the ledger.
     ///
     /// # Errors
-    /// When a batch cannot be read back. The ledger must not be used any more then.
-    pub fn judge<B: EventBatch>(
-        &mut self,
-        mut judgements: Vec<Judgement>,
-        read_back: &mut impl ReadBack<B>,
-        emit: &mut impl FnMut(Ledgered<B>),
-    ) -> Result<(), LedgerFault> {
+    /// When they are more than can be numbered.
+    pub fn judge(&mut self, mut judgements: Vec<Judgement>) -> Result<Judging, LedgerFault> {
         if judgements.is_empty() {
-            return Ok(());
+            return Ok(Judging::default());
         }
         if judgements.len() > JUDGEMENTS_MAX {
             let sent = judgements.len();
@@ -87,13 +103,34 @@ impl Ledger {
             self.remember(&key, news);
         }
         touched.sort_unstable_by_key(|t: &Touch| (t.place, t.key()));
-        for of_batch in touched.chunk_by(|a, b| a.place.batch() == b.place.batch()) {
-            self.retract(of_batch, &keys, read_back, emit)?;
+        Ok(Judging { keys, touched, next: 0, counts })
+    }
+
+    /// Carries out a step of what verdicts change. What that is goes to `emit`, batch by batch;
+    /// `true` when nothing is left to do.
+    ///
+    /// # Errors
+    /// When a batch cannot be read back. The ledger must not be used any more then.
+    pub fn carry_out<B: EventBatch>(
+        &mut self,
+        judging: &mut Judging,
+        read_back: &mut impl ReadBack<B>,
+        emit: &mut impl FnMut(Ledgered<B>),
+    ) -> Result<bool, LedgerFault> {
+        let Judging { keys, touched, next, counts } = judging;
+        let mut rows = 0;
+        for of_batch in touched[*next..].chunk_by(|a, b| a.place.batch() == b.place.batch()) {
+            if rows >= STEP_ROWS {
+                return Ok(false);
+            }
+            rows += self.retract(of_batch, keys, read_back, emit)?;
+            *next += of_batch.len();
         }
+        let counts = std::mem::take(counts);
         if counts != Counts::default() {
             emit(Ledgered { batch: None, rows: Vec::new(), incidents: Vec::new(), counts });
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A verdict on an impression comes to every worker, and is counted on the first.
@@ -116,9 +153,10 @@ impl Ledger {
         &judged[first..]
     }
 
-    /// Whether all of them say what the verdict in force says. Then no event can change.
+    /// Whether all of them say what the verdict says that covers all events that have come. Then
+    /// none can change.
     fn repeats(&self, key: &Key, news: &[Judged]) -> bool {
-        let winner = self.memory(key).winner(&key.1);
+        let winner = self.memory(key).covering(&key.1);
         winner.is_some_and(|w| news.iter().all(|j| j.invalid == w.invalid))
     }
 
@@ -181,19 +219,20 @@ impl Ledger {
     }
 
     /// Changes the flags of a batch's events, and emits those whose standing is another for it.
+    /// How many rows were read back for that.
     fn retract<B: EventBatch>(
         &mut self,
         of_batch: &[Touch],
         keys: &[Key],
         read_back: &mut impl ReadBack<B>,
         emit: &mut impl FnMut(Ledgered<B>),
-    ) -> Result<(), LedgerFault> {
+    ) -> Result<usize, LedgerFault> {
         let by_row = || of_batch.chunk_by(|a, b| a.place == b.place);
         if !by_row().any(|touches| self.needs_event(touches, keys)) {
             for touch in of_batch {
                 self.flip(touch, keys);
             }
-            return Ok(());
+            return Ok(0);
         }
         let position = of_batch[0].place.position();
         let (partition, offset) = (position.partition, position.offset);
@@ -201,7 +240,7 @@ impl Ledger {
             let epoch = self.times.map_or(0, |t| t.epoch);
             LedgerFault::ReadBack { epoch, partition, offset, reason }
         })?;
-        let mut rows = Vec::new();
+        let (mut rows, read) = (Vec::new(), located.batch.len());
         for touches in by_row() {
             let row = touches[0].place.position().row;
             self.check_unchanged(&touches[0], &located)?;
@@ -226,7 +265,7 @@ impl Ledger {
             let counts = Counts { retractions: rows.len() as u64, ..Counts::default() };
             emit(Ledgered { batch: Some(located), rows, incidents: Vec::new(), counts });
         }
-        Ok(())
+        Ok(read)
     }
 
     /// Whether the event itself must be looked at to change its flags: to see that it is of the

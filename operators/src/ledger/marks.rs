@@ -35,14 +35,24 @@ impl Marks {
     /// Up to where the queue is forgotten once the log is complete to `frontier`; `None` if nothing
     /// more is.
     pub(super) fn forget(&mut self, lateness: &Lateness, frontier: LogTime) -> Option<u64> {
+        self.drop_while(|latest| lateness.forgotten(latest, frontier))
+    }
+
+    /// Up to where the slices lie that are `past`, which are no longer noted; `None`: none is.
+    pub(super) fn drop_while(&mut self, past: impl Fn(LogTime) -> bool) -> Option<u64> {
         let mut end = None;
         while let Some(mark) = self.0.front()
-            && lateness.forgotten(mark.latest, frontier)
+            && past(mark.latest)
         {
             end = Some(mark.end);
             self.0.pop_front();
         }
         end
+    }
+
+    /// The same of slices that go on being noted.
+    pub(super) fn end_of(&self, past: impl Fn(LogTime) -> bool) -> Option<u64> {
+        self.0.iter().take_while(|mark| past(mark.latest)).last().map(|mark| mark.end)
     }
 
     /// Up to where the slices end that are noted: `(latest, end)`, oldest first.

@@ -49,7 +49,8 @@
 //! quarantined (an incident, never silent) and not entered, so a copy that comes when there is
 //! room again counts; vnodes do not depend on the number of workers, so neither does this. Before
 //! it comes to that, [`Ledger::is_nearly_full`] lets the runtime refuse intake. The memory that the
-//! verdicts of one epoch take is 16 bytes for each event that they change.
+//! verdicts of one epoch take is 16 bytes for each event that they change, and some batches that
+//! are read back for them at a time.
 //!
 //! # Failure
 //!
@@ -75,6 +76,7 @@ mod vnode;
 mod tests;
 
 pub use image::{ImageError, LedgerImage};
+pub use judging::Judging;
 pub use operator::{OnImage, ledger};
 
 use crate::{
@@ -229,7 +231,7 @@ pub enum LedgerFault {
     /// A worker holds as many events with impression ids as it can number.
     #[error(
         "{members} events whose impression id hashes to shard {shard} are remembered, the \
-             most; shorten `correction_horizon`, or find the sender that fills in a constant"
+             most; find the sender that fills in a constant"
     )]
     GroupsFull {
         /// The shard.
@@ -449,14 +451,15 @@ impl Ledger {
         memories.map(|m| m.forgotten_early).sum()
     }
 
-    /// Whether some vnode or memory is at seven eighths of its limit: time to refuse intake. Looks
-    /// at every vnode; once an epoch is enough.
+    /// Whether some vnode, group or memory is at seven eighths of its limit: time to refuse intake.
+    /// Looks at every vnode; once an epoch is enough.
     pub fn is_nearly_full(&self) -> bool {
         let near = |len: usize, max: usize| len >= max - max / 8;
         let limits = &self.settings.limits;
         let mut memories = self.event_verdicts.iter().chain([&self.group_verdicts]);
         self.vnodes.iter().any(|v| near(v.len(), limits.rows_per_vnode_max))
             || memories.any(|m| near(m.len(), m.max()))
+            || self.groups.is_nearly_full()
     }
 
     /// All memory that it has taken, in use or not.

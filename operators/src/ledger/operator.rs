@@ -1,6 +1,7 @@
 //! The ledger as a timely operator. It holds the two inputs together by epoch and keeps the order
 //! that the rules need: an epoch's events are entered as they come, but not before all earlier
-//! epochs are done; its verdicts are applied when neither input can bring anything more of it.
+//! epochs are done; its verdicts are applied when neither input can bring anything more of it, in
+//! as many activations as reading the batches back takes ([`Ledger::carry_out`]).
 //!
 //! A capability is held for each epoch that is waiting, so the frontier behind the operator passes
 //! an epoch exactly when everything about it has been said. How many epochs wait is the source's
@@ -9,7 +10,7 @@
 //! An image of the ledger is of the end of an epoch: it is taken when the epoch is done and before
 //! the next one is opened, whatever of the next one has come already.
 
-use super::{Ledger, LedgerFault, LedgerImage, LedgerSettings, Ledgered};
+use super::{Judging, Ledger, LedgerFault, LedgerImage, LedgerSettings, Ledgered};
 use crate::{
     accumulate::Times,
     event::EventBatch,
@@ -37,6 +38,8 @@ struct Pending<B> {
     opened: bool,
     feeds: Vec<Feed<B>>,
     judgements: Vec<Judgement>,
+    /// What they change, once all are there.
+    judging: Option<Judging>,
 }
 
 /// Takes the images of the ends of epochs.
@@ -80,7 +83,9 @@ where
     let to_worker = Exchange::new(|j: &Judgement| u64::from(j.worker));
     let pending = BTreeMap::<Epoch, Pending<B>>::new();
     let mut epochs = Epochs { pending, settings, times, on_image, stopped: false };
-    let stream = events.binary_frontier(verdicts, Pipeline, to_worker, "Ledger", |_, _| {
+    let scope = events.scope();
+    let stream = events.binary_frontier(verdicts, Pipeline, to_worker, "Ledger", |_, info| {
+        let again = scope.activator_for(info.address);
         move |(feeds, feeds_frontier), (judgements, judgements_frontier), output| {
             feeds.for_each(|capability, data: &mut Vec<Feed<B>>| {
                 if let Some(epoch) = epochs.of(&capability) {
@@ -101,9 +106,13 @@ where
                 let mut session = output.session(capability);
                 session.give(Arc::new(ledgered));
             };
-            if let Err(reason) = epochs.advance(&mut ledger, frontiers, &mut read_back, emit) {
-                epochs.stopped = true;
-                fault(reason.to_string());
+            match epochs.advance(&mut ledger, frontiers, &mut read_back, emit) {
+                Ok(true) => {}
+                Ok(false) => again.activate(),
+                Err(reason) => {
+                    epochs.stopped = true;
+                    fault(reason.to_string());
+                }
             }
         }
     });
@@ -123,26 +132,28 @@ impl<B: EventBatch> Epochs<B> {
             Entry::Vacant(vacant) => {
                 let capability = capability.retain_least(0)?;
                 let (feeds, judgements) = (Vec::new(), Vec::new());
-                Some(vacant.insert(Pending { capability, opened: false, feeds, judgements }))
+                let (opened, judging) = (false, None);
+                Some(vacant.insert(Pending { capability, opened, feeds, judgements, judging }))
             }
         }
     }
 
-    /// Does what can be done: earliest epoch first, none before all earlier ones are done.
+    /// Does what can be done: earliest epoch first, none before all earlier ones are done. `false`:
+    /// there is more that could be done at once, when those behind the ledger had their turn.
     fn advance(
         &mut self,
         ledger: &mut Ledger,
         frontiers: [&MutableAntichain<Epoch>; 2],
         read_back: &mut impl ReadBack<B>,
         mut emit: impl FnMut(&Capability<Epoch>, Ledgered<B>),
-    ) -> Result<(), LedgerFault> {
+    ) -> Result<bool, LedgerFault> {
         while let Some(mut first) = self.pending.first_entry() {
             let epoch = *first.key();
             if frontiers.iter().any(|f| f.less_than(&epoch)) {
                 break;
             }
             let pending = first.get_mut();
-            let Pending { capability, opened, feeds, judgements } = pending;
+            let Pending { capability, opened, feeds, judgements, judging } = pending;
             for feed in feeds.drain(..) {
                 match feed {
                     Feed::Open(times) if times.epoch == epoch && !*opened => {
@@ -165,20 +176,37 @@ impl<B: EventBatch> Epochs<B> {
             if !*opened {
                 return Err(misplaced(epoch, "verdicts, and no Open"));
             }
-            let LedgerSettings { worker, peers, .. } = self.settings;
-            if let Some(stray) = judgements.iter().find(|j| j.worker != worker) {
-                let stray = format!("on worker {worker} of {peers}: {stray:?}");
-                return Err(misplaced(epoch, &stray));
+            let judging = match judging {
+                Some(judging) => judging,
+                None => judging.insert(self.settings.judge(ledger, epoch, judgements)?),
+            };
+            if !ledger.carry_out(judging, read_back, &mut |out| emit(capability, out))? {
+                return Ok(false);
             }
-            let judgements = std::mem::take(judgements);
-            ledger.judge(judgements, read_back, &mut |ledgered| emit(capability, ledgered))?;
             first.remove();
             let marked = self.times.borrow().get(&epoch).and_then(|under_way| under_way.image);
             if let Some(kind) = marked {
                 (self.on_image)(epoch, ledger.image(kind));
             }
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+impl LedgerSettings {
+    /// Gives the ledger all verdicts of an epoch.
+    fn judge(
+        &self,
+        ledger: &mut Ledger,
+        epoch: Epoch,
+        judgements: &mut Vec<Judgement>,
+    ) -> Result<Judging, LedgerFault> {
+        let LedgerSettings { worker, peers, .. } = self;
+        if let Some(stray) = judgements.iter().find(|j| j.worker != *worker) {
+            let stray = format!("on worker {worker} of {peers}: {stray:?}");
+            return Err(misplaced(epoch, &stray));
+        }
+        ledger.judge(std::mem::take(judgements))
     }
 }
 

@@ -4,9 +4,27 @@
 
 mod images;
 mod rules;
+mod steps;
 mod structure;
 
-use crate::hash::mix;
+use super::{Ledger, LedgerFault, Ledgered};
+use crate::{
+    event::EventBatch,
+    feed::{Judgement, ReadBack},
+    hash::mix,
+};
+
+/// All verdicts of an epoch, step by step to the end.
+fn judge<B: EventBatch>(
+    ledger: &mut Ledger,
+    said: Vec<Judgement>,
+    read_back: &mut impl ReadBack<B>,
+    emit: &mut impl FnMut(Ledgered<B>),
+) -> Result<(), LedgerFault> {
+    let mut judging = ledger.judge(said)?;
+    while !ledger.carry_out(&mut judging, read_back, emit)? {}
+    Ok(())
+}
 
 /// Random numbers that are the same everywhere. `TRUEUP_SEED` replays, and every test prints it.
 struct Dice(u64);

@@ -4,6 +4,10 @@
 //! ones the later arrival. A verdict that loses leaves no trace. A verdict that is repeated
 //! renews the memory of it.
 //!
+//! For one retention a winner *covers* the events that come. For another one it only stands against
+//! verdicts that were decided earlier: so long an event can be remembered that it covered. Then it
+//! is forgotten.
+//!
 //! # Which verdict an event that comes later finds
 //!
 //! A verdict changes nothing for an event whose minute was final at the verdict's log time. So the
@@ -149,6 +153,8 @@ pub(super) struct Memory {
     turns: Ring<Turn>,
     /// The first turn of the slice that is being filled: keys judged in it need no new turn.
     slice_from: u64,
+    /// Keys whose turn came before cover no event that comes now.
+    covers_from: u64,
     marks: Marks,
     max: usize,
     /// Keys that were forgotten because the memory was full.
@@ -167,6 +173,7 @@ impl Memory {
             superseded: ById::default(),
             turns: Ring::default(),
             slice_from: 0,
+            covers_from: 0,
             marks: Marks::default(),
             max: max.max(1),
             forgotten_early: 0,
@@ -195,9 +202,15 @@ impl Memory {
         self.winners.get(key).map(|&turn| &self.turns.get(turn).winner)
     }
 
+    /// The same, if it covers an event that comes now.
+    pub(super) fn covering(&self, key: &IdHash) -> Option<&Judged> {
+        let turn = self.winners.get(key).filter(|&&turn| turn >= self.covers_from)?;
+        Some(&self.turns.get(*turn).winner)
+    }
+
     /// What the remembered verdicts say about an event that comes now.
     pub(super) fn ruling(&self, key: &IdHash, minute: Bucket, late: &Lateness) -> Option<Ruling> {
-        let winner = self.winner(key)?;
+        let winner = self.covering(key)?;
         let before = self.superseded.get(key).map_or(&[][..], Vec::as_slice);
         Some(Ruling::of(before.iter().chain([winner]), minute, late))
     }
@@ -205,7 +218,7 @@ impl Memory {
     /// Remembers verdicts on a key, in ascending order, each later than the winner.
     pub(super) fn remember(&mut self, key: &IdHash, ascending: &[Judged]) {
         let Some((last, between)) = ascending.split_last() else { return };
-        let before = self.winner(key).copied();
+        let before = self.covering(key).copied();
         let mut kept: Vec<Judged> = self.superseded.remove(key).unwrap_or_default();
         kept.extend(before.iter().chain(between));
         // One that came no earlier than a later decided one is never needed.
@@ -258,9 +271,22 @@ impl Memory {
         self.slice_from = tail;
     }
 
+    /// Finds, once the log is complete to `frontier`, whose winners cover nothing any more.
+    pub(super) fn uncover(&mut self, lateness: &Lateness, frontier: LogTime) {
+        let uncovered = |latest| lateness.forgotten(latest, frontier);
+        let Some(end) = self.marks.end_of(uncovered) else { return };
+        if end > self.covers_from {
+            self.covers_from = end;
+            let winners = &self.winners;
+            self.superseded.retain(|key, _| winners.get(key).is_some_and(|&turn| turn >= end));
+        }
+    }
+
     /// Forgets the slices whose time has come. `true`: some key was.
     pub(super) fn forget(&mut self, lateness: &Lateness, frontier: LogTime) -> bool {
-        let Some(end) = self.marks.forget(lateness, frontier) else { return false };
+        self.uncover(lateness, frontier);
+        let outlived = |latest| lateness.outlived(latest, frontier);
+        let Some(end) = self.marks.drop_while(outlived) else { return false };
         // These are on time.
         let early = self.forgotten_early;
         while self.turns.head() < end && self.pop_turn() {}

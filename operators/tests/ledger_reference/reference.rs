@@ -116,14 +116,18 @@ fn in_force(lateness: &Lateness, said: &[(&Said, isize)], out: &mut Vec<(InForce
     let mut life = 0;
     for of_epoch in said.chunk_by(|a, b| a.0.read == b.0.read) {
         let now = of_epoch[0].0.read;
-        if winner.is_some_and(|w| lateness.forgotten(w.read.latest, now.frontier_before)) {
-            winner = None;
-            life += 1;
-        }
+        let ago = |is: fn(&Lateness, LogTime, LogTime) -> bool, w: &Said| {
+            is(lateness, w.read.latest, now.frontier_before)
+        };
+        // It covers nothing that comes any more, but still stands against what was decided before.
+        let covers = !winner.is_some_and(|w| ago(Lateness::forgotten, w));
+        life += u32::from(!covers);
+        winner = winner.filter(|w| !ago(Lateness::outlived, w));
         let order = |s: &Said| (s.decided_at_us, s.arrival);
         let later = |s: &&Said| winner.is_none_or(|w| order(s) > order(w));
         let news: Vec<&Said> = of_epoch.iter().map(|s| s.0).filter(later).collect();
-        let repeat = winner.is_some_and(|w| news.iter().all(|s| s.invalid == w.invalid));
+        let same = winner.is_some_and(|w| news.iter().all(|s| s.invalid == w.invalid));
+        let repeat = covers && same;
         out.extend(news.iter().map(|&s| (InForce { said: s.clone(), life, repeat }, 1)));
         winner = news.last().copied().or(winner);
     }

@@ -76,7 +76,8 @@ impl Life {
         self.ledger.enter(&located).unwrap();
         let said = (0..verdicts).map(|place| self.verdict(place as u32)).collect();
         let flipped = &mut self.flipped;
-        self.ledger.judge(said, &mut self.log, &mut |out| *flipped += out.rows.len()).unwrap();
+        let emit = &mut |out: Ledgered<_>| *flipped += out.rows.len();
+        judge(&mut self.ledger, said, &mut self.log, emit).unwrap();
     }
 
     fn verdict(&mut self, place: u32) -> Judgement {
@@ -272,7 +273,7 @@ fn whatever_bytes_say_nothing_panics() {
         let times = EpochTimes { epoch, frontier_before: now, frontier: now, latest: now };
         if life.ledger.open(times).is_ok() {
             let said = (0..40).map(|place| life.verdict(place)).collect();
-            let judged = life.ledger.judge(said, &mut life.log, &mut |_| ());
+            let judged = judge(&mut life.ledger, said, &mut life.log, &mut |_| ());
             assert!(judged.is_err() || life.ledger.len() < 200);
             sections(&life.ledger.image(ImageKind::Whole));
         }

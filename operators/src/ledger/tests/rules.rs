@@ -1,7 +1,7 @@
 //! The rules one by one, on a ledger without a dataflow around it; the limits, the faults, and how
 //! much memory an event takes.
 
-use super::Dice;
+use super::{Dice, judge};
 use crate::{
     accumulate::Times,
     change::Counts,
@@ -33,7 +33,7 @@ pub(super) struct Events {
     pub(super) times_us: Vec<i64>,
     pub(super) groups: Vec<Option<IdHash>>,
     pub(super) born_invalid: Vec<bool>,
-    foreign: Vec<bool>,
+    pub(super) foreign: Vec<bool>,
 }
 
 impl EventBatch for Events {
@@ -152,7 +152,7 @@ impl Bench {
                 changes.push((offset, delta.row, delta.was, delta.is));
             }
         };
-        self.ledger.judge(said, &mut self.log, &mut emit).unwrap();
+        judge(&mut self.ledger, said, &mut self.log, &mut emit).unwrap();
         (changes, counts)
     }
 }
@@ -254,6 +254,28 @@ fn the_latest_decision_wins_and_of_two_equal_ones_the_later_arrival() {
     // There and back within an epoch is nothing.
     let said = [(true, 60), (false, 61)].map(|(i, at)| bench.say(Target::Event, 1, i, at));
     assert_eq!(bench.judge(said.to_vec()).0, []);
+}
+
+#[test]
+fn an_earlier_decision_does_not_win_while_an_event_is_remembered_that_a_later_one_covered() {
+    let retention_us = LATENESS.retention_us();
+    let mut bench = Bench::new(LedgerLimits::default());
+    let invalid = bench.say(Target::Impression, 9, true, 100);
+    assert_eq!(bench.judge(vec![invalid]).0, []);
+    bench.open(NOON + retention_us * 3 / 4);
+    let out = bench.enter(Events::at(NOON + retention_us * 3 / 4, &[(1, 1)]).of(9));
+    assert_eq!(out.rows[0].is, Invalid);
+    // Only what was decided later changes it, also when the verdict covers no event any more.
+    bench.open(NOON + retention_us * 5 / 4);
+    bench.open(NOON + retention_us * 5 / 4);
+    let out = bench.enter(Events::at(NOON + retention_us * 5 / 4, &[(2, 2)]).of(9));
+    assert_eq!(out.rows[0].is, Valid, "it is not covered");
+    let earlier = bench.say(Target::Impression, 9, false, 50);
+    assert_eq!(bench.judge(vec![earlier]).0, []);
+    let later = bench.say(Target::Impression, 9, true, 101);
+    assert_eq!(bench.judge(vec![later]).0, [(1, 0, Valid, Invalid)], "a repeat is one of all");
+    let later = bench.say(Target::Impression, 9, false, 102);
+    assert_eq!(bench.judge(vec![later]).0, [(0, 0, Invalid, Valid), (1, 0, Invalid, Valid)]);
 }
 
 #[test]
@@ -401,13 +423,14 @@ fn what_cannot_be_read_back_or_was_changed_is_a_fault() {
     let other = Events::at(NOON, &[(5, 1)]);
     let other = Located { partition: 0, offset: 0, log_time: LogTime(NOON), batch: other };
     let mut changed = Log(HashMap::from([(0, Arc::new(other))]));
-    let fault = bench.ledger.judge(vec![said], &mut changed, &mut |_| panic!("a guess"));
+    let fault = judge(&mut bench.ledger, vec![said], &mut changed, &mut |_| panic!("a guess"));
     assert_eq!(fault, Err(LedgerFault::Changed { partition: 0, offset: 0, row: 0 }));
 
     let mut bench = Bench::new(LedgerLimits::default());
     bench.enter(Events::at(NOON, &[(1, 1)]));
     let said = bench.say(Target::Event, 1, true, 1);
-    let fault = bench.ledger.judge(vec![said], &mut Log::default(), &mut |_| panic!("a guess"));
+    let mut nothing = Log::default();
+    let fault = judge(&mut bench.ledger, vec![said], &mut nothing, &mut |_| panic!("a guess"));
     assert!(fault.unwrap_err().to_string().contains("partition 0 offset 0"), "names the frame");
 }
 
