@@ -105,6 +105,8 @@ pub struct Recomputed {
     /// Conflicts, events of an unknown schema version, and messages that are none of ours, in the
     /// order of epochs.
     pub quarantine: Vec<SetAside>,
+    /// Copies of events that count, in the same order.
+    pub duplicates: Vec<SetAside>,
     /// How many of each.
     pub counts: Counts,
 }
@@ -353,6 +355,7 @@ impl<'a> Recomputation<'a> {
             dimensions: self.rows.dimensions(),
             late_events: self.book.late_events.clone(),
             quarantine: self.book.quarantine.clone(),
+            duplicates: self.book.duplicates.clone(),
             counts,
         }
     }

@@ -67,7 +67,7 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
 
 /// Everything that a replay of the whole log shows: the rows, the counts, and the events that were
 /// set aside.
-fn replayed(config: &Config) -> Result<(Served, (Counts, ServedEvents)), Failure> {
+fn replayed(config: &Config) -> Result<(Served, (Counts, Vec<ServedEvents>)), Failure> {
     let host = again(config, None)?;
     host.engine().catch_up(PATIENCE).map_err(Failure::Use)?;
     let tables = &**host.tables();

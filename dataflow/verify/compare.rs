@@ -184,25 +184,35 @@ pub fn compare_counts(recomputed: &Recomputed, engine: &Counts, comparison: &mut
     }
 }
 
-/// Adds the events that were set aside, those that the engine still lists. One that it lists and
-/// should not is a difference; one that it does not list is, unless it lists fewer than there were.
-pub fn compare_events(recomputed: &Recomputed, engine: &ServedEvents, comparison: &mut Comparison) {
-    let ours = recomputed.late_events.iter().chain(&recomputed.quarantine);
-    let mut ours: BTreeMap<Position, (Fate, LogTime)> =
-        ours.map(|aside| (aside.position, (aside.fate, aside.log_time))).collect();
-    let all = engine.total == engine.events.len() as u64;
-    if engine.total != ours.len() as u64 {
-        let cells = vec![cell("events", engine.total, ours.len())];
-        comparison.push(of_view("late_events, quarantine", What::Figures { cells }));
+/// Adds the events that did not count, those that the engine still lists. One that it lists and
+/// should not is a difference; one that it does not list is, unless it lists fewer of that fate than
+/// there were.
+pub fn compare_events(
+    recomputed: &Recomputed,
+    engine: &[ServedEvents],
+    comparison: &mut Comparison,
+) {
+    let Recomputed { late_events, quarantine, duplicates, .. } = recomputed;
+    let ours = || late_events.iter().chain(quarantine).chain(duplicates);
+    for ServedEvents { fate, total, .. } in engine {
+        let found = ours().filter(|aside| aside.fate == *fate).count();
+        if found as u64 != *total {
+            let cells = vec![cell("events", total, found)];
+            comparison.push(of_view(fate.code(), What::Figures { cells }));
+        }
     }
-    for Incident { fate, position, log_time } in &engine.events {
+    let mut ours: BTreeMap<Position, (Fate, LogTime)> =
+        ours().map(|aside| (aside.position, (aside.fate, aside.log_time))).collect();
+    for Incident { fate, position, log_time } in engine.iter().flat_map(|of| &of.events) {
         let served = Some((*fate, *log_time));
         let found = ours.remove(position);
         if found != served {
             comparison.push(of_event(*position, served, found));
         }
     }
-    for (position, found) in ours.into_iter().filter(|_| all) {
+    let is_whole =
+        |fate: Fate| engine.iter().any(|of| of.fate == fate && of.total == of.events.len() as u64);
+    for (position, found) in ours.into_iter().filter(|(_, (fate, _))| is_whole(*fate)) {
         comparison.push(of_event(position, None, Some(found)));
     }
 }
@@ -225,7 +235,11 @@ fn of_event(
         (_, None) => What::Extra { cells },
         _ => What::Figures { cells },
     };
-    let late = recomputed.or(engine).is_some_and(|(fate, _)| fate == Fate::TooLate);
+    let view = match recomputed.or(engine) {
+        Some((Fate::TooLate, _)) => "late_events",
+        Some((Fate::Duplicate, _)) => "duplicates",
+        _ => "quarantine",
+    };
     let (topic, partition) = position.place();
     let dimensions = [
         ("topic", topic.name().to_owned()),
@@ -234,7 +248,7 @@ fn of_event(
         ("row", position.row.to_string()),
     ];
     Difference {
-        view: if late { "late_events" } else { "quarantine" }.to_owned(),
+        view: view.to_owned(),
         bucket_start: None,
         dimensions: dimensions.map(|(name, value)| (name.to_owned(), value)).into(),
         what,

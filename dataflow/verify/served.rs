@@ -3,7 +3,7 @@
 use super::{FIGURES, RowFigures, Views};
 use std::collections::BTreeMap;
 use trueup_operators::{change::Incident, event::Fate, time::Epoch};
-use trueup_sinks::{Filter, Tables, ViewKind, tables::ReadError};
+use trueup_sinks::{Filter, Tables, ViewKind, catalog::LISTED_FATES, tables::ReadError};
 
 /// Rows, and events that were set aside, copied out of a view at a time.
 const PAGE_ROWS: usize = 4_096;
@@ -55,29 +55,35 @@ pub fn served(tables: &dyn Tables, epoch: Option<Epoch>) -> Result<Served, ReadE
     Ok(served)
 }
 
-/// What an engine serves of the events that were set aside.
+/// What an engine serves of the events that ended in one way, other than being counted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServedEvents {
-    /// Of which epoch.
-    pub epoch: Epoch,
+    /// What became of them.
+    pub fate: Fate,
     /// Them, the newest first.
     pub events: Vec<Incident>,
     /// How many there were, whether they are kept or not.
     pub total: u64,
 }
 
-/// Reads the events of `late_events` and `quarantine` at one epoch, or at the newest.
+/// Reads the events that are listed, fate by fate, at one epoch or at the newest.
 ///
 /// # Errors
 /// As [`served`].
-pub fn served_events(tables: &dyn Tables, epoch: Option<Epoch>) -> Result<ServedEvents, ReadError> {
+pub fn served_events(
+    tables: &dyn Tables,
+    epoch: Option<Epoch>,
+) -> Result<Vec<ServedEvents>, ReadError> {
     let newest = tables.visible().ok_or(ReadError::NotReady)?;
     let epoch = epoch.unwrap_or(newest.epoch);
-    let fates = [Fate::Conflict, Fate::Quarantined, Fate::TooLate];
-    let mut served = ServedEvents { epoch, events: Vec::new(), total: 0 };
+    LISTED_FATES.iter().map(|&fate| events_of(tables, epoch, fate)).collect()
+}
+
+fn events_of(tables: &dyn Tables, epoch: Epoch, fate: Fate) -> Result<ServedEvents, ReadError> {
+    let mut served = ServedEvents { fate, events: Vec::new(), total: 0 };
     let mut before = None;
     loop {
-        let page = tables.incidents(&fates, Some(epoch), before, PAGE_ROWS)?;
+        let page = tables.incidents(&[fate], Some(epoch), before, PAGE_ROWS)?;
         served.total = page.total;
         let Some((key, _)) = page.incidents.last() else { return Ok(served) };
         before = Some(*key);

@@ -25,7 +25,10 @@ use trueup_operators::{
     problem::Problem,
     time::{Bucket, BucketState, EventTime, format_rfc3339},
 };
-use trueup_sinks::{Catalog, Filter, Place, ReadEvents, View, ViewKind};
+use trueup_sinks::{
+    Catalog, Filter, Place, ReadEvents, View, ViewKind,
+    catalog::{LISTED_FATES, QUARANTINE_FATES},
+};
 
 type State_ = State<Arc<Queries>>;
 type Answer = Result<Response, Problem>;
@@ -138,15 +141,13 @@ pub(crate) async fn quarantine(State(queries): State_, headers: HeaderMap, uri: 
     queries.check(&headers, Action::Operate)?;
     let mut params = Params::of(&uri)?;
     let fates = match params.text("reason")? {
-        None => trueup_sinks::catalog::QUARANTINE_FATES.to_vec(),
-        Some(reason) => vec![fate(&reason, &LISTED)?],
+        None => QUARANTINE_FATES.to_vec(),
+        Some(reason) => vec![fate(&reason, LISTED_FATES)?],
     };
     let page = Ask::new(&queries, &mut params, Some((EVENTS_DEFAULT, EVENTS_MAX)))?;
     params.finish()?;
     event_page(queries, fates, page).await
 }
-
-const LISTED: [Fate; 3] = [Fate::Conflict, Fate::Quarantined, Fate::TooLate];
 
 fn fate(reason: &str, known: &[Fate]) -> Result<Fate, Problem> {
     known.iter().find(|f| f.code() == reason).copied().ok_or_else(|| {

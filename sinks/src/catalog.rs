@@ -49,6 +49,9 @@ pub const QUARANTINE: &str = "quarantine";
 pub const LATE_FATES: &[Fate] = &[Fate::TooLate];
 /// The fates that [`QUARANTINE`] lists.
 pub const QUARANTINE_FATES: &[Fate] = &[Fate::Conflict, Fate::Quarantined];
+/// All whose events can be asked for one by one.
+pub const LISTED_FATES: &[Fate] =
+    &[Fate::Conflict, Fate::Quarantined, Fate::TooLate, Fate::Duplicate];
 
 impl Catalog {
     /// The views of these rollups, whose group has these columns.

@@ -25,7 +25,12 @@ pub trait ReadEvents: Send + Sync + 'static {
 }
 
 /// The fates whose events are listed, in the order of [`Lists`].
-pub(crate) const LISTED: [Fate; 3] = [Fate::TooLate, Fate::Conflict, Fate::Quarantined];
+pub(crate) const LISTED: [Fate; 4] =
+    [Fate::TooLate, Fate::Conflict, Fate::Quarantined, Fate::Duplicate];
+
+/// How many of them keep what they name in the log. A copy does not: what it says stands in the
+/// first of its kind as well, and there is one in nearly every segment.
+pub(crate) const KEEPING: usize = 3;
 
 /// Where a fate's list is. `None`: such events are only counted.
 pub(crate) fn list_of(fate: Fate) -> Option<usize> {

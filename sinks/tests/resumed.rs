@@ -22,7 +22,7 @@ use trueup_operators::{
     accumulate::{self, AccumulatorImage, Loaded, STAGES, Said, Times, UnderWay},
     change::{Counts, Incident},
     commit,
-    event::{Fate, Position},
+    event::Position,
     feed::{EpochTimes, ImageKind},
     hash,
     metrics::{Group, Metrics},
@@ -37,7 +37,9 @@ use trueup_operators::{
     symbols::Symbols,
     time::{Bucket, Epoch, Granularity, Lateness, LogTime, MINUTE_US, SECOND_US},
 };
-use trueup_sinks::{Filter, ShardImage, Tables, ViewKind, ViewSettings, Views};
+use trueup_sinks::{
+    Filter, ShardImage, Tables, ViewKind, ViewSettings, Views, catalog::LISTED_FATES,
+};
 
 type TestViews = Views<2, Metrics>;
 type Handle<D> = InputHandle<Epoch, CapacityContainerBuilder<Vec<D>>>;
@@ -110,7 +112,7 @@ fn script(random: &mut Random) -> Vec<Step> {
             }
         }
         let incidents = (0..random.below(5) as u16).map(|row| Incident {
-            fate: [Fate::TooLate, Fate::Conflict, Fate::Quarantined][random.below(3) as usize],
+            fate: LISTED_FATES[random.below(LISTED_FATES.len() as u64) as usize],
             position: Position { partition: row % PARTITIONS, offset: epoch, row },
             log_time: frontier,
         });

@@ -89,7 +89,9 @@ impl Running {
             compare_counts(&recomputed, &counts, &mut comparison);
         }
         let events = served_events(&*self.tables, Some(served.epoch)).unwrap();
-        assert_eq!(events.total, events.events.len() as u64, "all are kept");
+        for of in &events {
+            assert_eq!(of.total, of.events.len() as u64, "all are kept: {}", of.fate.code());
+        }
         compare_events(&recomputed, &events, &mut comparison);
         assert!(comparison.is_equal(), "{context}\n{comparison}");
     }

@@ -97,27 +97,31 @@ fn events_that_were_set_aside_are_compared_one_by_one() {
         let SetAside { fate, position, log_time, .. } = *aside;
         Incident { fate, position, log_time }
     });
-    let engine = ServedEvents { epoch: 2, events: incidents.collect(), total: 2 };
-    let report = |engine: &ServedEvents| {
+    let of =
+        |incident: Incident| ServedEvents { fate: incident.fate, events: vec![incident], total: 1 };
+    let engine: Vec<_> = incidents.map(of).collect();
+    let report = |engine: &[ServedEvents]| {
         let mut comparison = compare(&recomputed, &recomputed.views, &Filter::default());
         compare_events(&recomputed, engine, &mut comparison);
         (comparison.different, comparison.to_string())
     };
     assert_eq!(report(&engine).0, 0);
     // It keeps only the newest: what it does not list any more is no difference.
-    let newest = ServedEvents { events: engine.events[..1].to_vec(), ..engine.clone() };
+    let mut newest = engine.clone();
+    newest[1].events.clear();
     assert_eq!(report(&newest).0, 0);
-    let lost = ServedEvents { total: 1, ..newest };
+    let mut lost = newest;
+    lost[1].total = 0;
     let (different, text) = report(&lost);
     assert_eq!(different, 2, "the number, and the event");
-    assert!(text.contains("late_events, quarantine\n  events: engine 1, recomputed 2"), "{text}");
+    assert!(text.contains("unknown_schema_version\n  events: engine 0, recomputed 1"), "{text}");
     assert!(text.contains("quarantine offset=0 partition="), "{text}");
     assert!(
         text.contains("fate: engine –, recomputed unknown_schema_version at 2026-04-27T15:32:01Z")
     );
     let mut wrong = engine.clone();
-    wrong.events[0].fate = Fate::Conflict;
-    wrong.events[1].position.row = 9;
+    wrong[0].events[0].fate = Fate::Conflict;
+    wrong[1].events[0].position.row = 9;
     let (different, text) = report(&wrong);
     assert_eq!(different, 3, "another fate, one too many, one missing");
     assert!(

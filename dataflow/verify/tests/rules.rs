@@ -52,6 +52,15 @@ fn copies_and_contradictions_count_once() {
         recomputed.quarantine.iter().map(|aside| aside.event_id.as_str()).collect();
     assert_eq!(conflicts, ["b", "a"]);
     assert!(recomputed.quarantine.iter().all(|aside| aside.fate == Fate::Conflict));
+    let copies: Vec<_> = recomputed
+        .duplicates
+        .iter()
+        .map(|aside| (aside.fate, aside.event_id.as_str(), aside.log_time))
+        .collect();
+    assert_eq!(
+        copies,
+        [(Fate::Duplicate, "a", LogTime(at(5))), (Fate::Duplicate, "b", LogTime(at(7)))]
+    );
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Ledger {
                     out.rows.push(RowDelta { row: row as u16, was: Standing::Absent, is });
                 }
                 Entered::Known(number) if vnode.rows.get(number).payload == new.payload => {
-                    out.counts.fates[Fate::Duplicate as usize] += 1;
+                    set_aside(out, located, row, Fate::Duplicate);
                 }
                 Entered::Known(_) => set_aside(out, located, row, Fate::Conflict),
                 Entered::Full => set_aside(out, located, row, Fate::Quarantined),

@@ -202,7 +202,7 @@ fn expected(schedule: &Arc<Schedule>) -> BTreeMap<u64, Said> {
                 now.counts.fates[usize::from(fate)] += 1;
                 now.counts.late += u64::from(late);
                 let fate = Fate::ALL[usize::from(fate)];
-                if !matches!(fate, Fate::Counted | Fate::Duplicate) {
+                if fate != Fate::Counted {
                     now.incidents.push((position, fate, log_times[&(position.0, position.1)]));
                 }
             }

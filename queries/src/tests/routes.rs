@@ -128,6 +128,7 @@ async fn the_quarantine_reads_events_back() {
         incident(Fate::Conflict, 12),
         incident(Fate::Quarantined, 13),
         incident(Fate::TooLate, 14),
+        incident(Fate::Duplicate, 15),
     ];
     f.epoch(&[], &incidents);
     let rows = f.rows("/v1/quarantine").await;
@@ -149,6 +150,9 @@ async fn the_quarantine_reads_events_back() {
     );
     assert_eq!(f.rows("/v1/quarantine?reason=id_conflict").await, rows[1..]);
     assert_eq!(f.rows("/v1/quarantine?reason=too_late").await[0]["offset"], 14);
+    let copies = f.rows("/v1/quarantine?reason=duplicate").await;
+    assert_eq!((copies.len(), &copies[0]["reason"]), (1, &json!("duplicate")));
+    assert_eq!(copies[0]["event"]["eventId"], "e15");
     assert_eq!(f.rows("/v1/views/late_events").await[0]["reason"], "too_late");
     let first = f.get("/v1/quarantine?limit=1").await.json();
     assert_eq!((first["rows"][0].clone(), &first["total"]), (rows[0].clone(), &json!(2)));

@@ -31,16 +31,16 @@
 //! 0   key                  kind 2
 //! 16  u64  epoch
 //! 24  u16  workers of the job
-//! 26  u16  0
+//! 26  u16  lists: 4; 0 says 3, from before duplicates were listed
 //! 28  u32  buckets
 //! 32  11 × u64             counts: five fates, late, verdicts, retractions, verdicts too late,
 //!                          arithmetic errors, folded
-//! 120 3 × {                too late, conflict, quarantined
+//! 120 lists × {            too late, conflict, quarantined, duplicate
 //!         u64  how many entries there ever were
 //!         u32  number of the first part
 //!         u32  parts
 //!     }
-//! 168 buckets × { bucket of a table, see `section`; u32 rows, unused numbers as well }
+//! ..  buckets × { bucket of a table, see `section`; u32 rows, unused numbers as well }
 //! ```
 //!
 //! A part of a list:
@@ -217,7 +217,7 @@ impl<const N: usize, M: Group> ShardImage<N, M> {
     fn write_state(&self, out: &mut Vec<u8>) {
         out.extend(self.epoch.to_le_bytes());
         out.extend(self.workers.to_le_bytes());
-        out.extend([0; 2]);
+        out.extend((self.lists.len() as u16).to_le_bytes());
         out.extend((self.buckets.len() as u32).to_le_bytes());
         out.extend(self.counts.numbers().into_iter().flat_map(u64::to_le_bytes));
         for list in &self.lists {

@@ -38,6 +38,8 @@ use trueup_operators::{
 
 /// The bytes of a bucket in a state.
 const BUCKET_BYTES: usize = 12;
+/// How many lists there were when a state did not say it.
+const LISTS_BEFORE: usize = 3;
 /// The bytes of an entry of a list.
 const ENTRY_BYTES: usize = 28;
 
@@ -176,7 +178,7 @@ impl<const N: usize, M: Group> Loader<N, M> {
             let wanted = self.at.epoch;
             return Err(reader.broken(format!("is of epoch {epoch}, the checkpoint of {wanted}")));
         }
-        let (workers, _) = (reader.u16()?, reader.u16()?);
+        let (workers, listed) = (reader.u16()?, reader.u16()?);
         if shard.worker >= workers {
             return Err(reader.broken(format!("is of one of {workers} workers")));
         }
@@ -186,7 +188,16 @@ impl<const N: usize, M: Group> Loader<N, M> {
             *count = read_total(&mut reader)?;
         }
         let mut lists = [ListState::default(); LISTED.len()];
-        for (list, total) in lists.iter_mut().zip(&mut self.totals) {
+        let listed = match usize::from(listed) {
+            0 => LISTS_BEFORE,
+            listed if listed <= LISTED.len() => listed,
+            listed => return Err(reader.broken(format!("has {listed} lists"))),
+        };
+        // Those of a list that there was not yet are as if they had been pushed out of it.
+        for (fate, total) in LISTED.iter().zip(&mut self.totals).skip(listed) {
+            *total += counts[*fate as usize];
+        }
+        for (list, total) in lists.iter_mut().zip(&mut self.totals).take(listed) {
             let of = read_total(&mut reader)?;
             let (first_part, parts) = (reader.u32()?, reader.u32()?);
             *list = ListState { total: of, first_part, parts };

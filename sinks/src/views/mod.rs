@@ -49,7 +49,7 @@ mod tests;
 use crate::{
     block::RowBlock,
     catalog::{Catalog, View, ViewId, ViewKind},
-    incidents::List,
+    incidents::{KEEPING, List},
     tables::{
         Filter, Follow, IncidentKey, IncidentPage, Memory, Page, Place, ReadError, Start, SumQuery,
         Summed, Tables,
@@ -378,7 +378,7 @@ impl<const N: usize, M: Group> Tables for Views<N, M> {
     fn first_listed(&self) -> Option<Epoch> {
         let first = |shard: &Shard<N, M>| {
             let state = shard.0.read();
-            state.lists.iter().filter_map(List::first).min()
+            state.lists[..KEEPING].iter().filter_map(List::first).min()
         };
         self.shards.iter().filter_map(first).min()
     }

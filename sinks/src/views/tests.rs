@@ -17,7 +17,10 @@ mod model;
 mod rules;
 
 use super::*;
-use crate::tables::Slots;
+use crate::{
+    catalog::{LATE_FATES, QUARANTINE_FATES},
+    tables::Slots,
+};
 use model::{Model, Settings, seeds};
 
 #[test]
@@ -120,7 +123,7 @@ fn check_sums(model: &mut Model, epoch: Epoch) {
 }
 
 fn check_incidents(model: &mut Model, epoch: Epoch) {
-    for fates in [crate::catalog::LATE_FATES, crate::catalog::QUARANTINE_FATES] {
+    for fates in [LATE_FATES, QUARANTINE_FATES, &[Fate::Duplicate]] {
         let (expected, total) = model.incidents(fates, epoch);
         let rows_max = model.random.below(9) as usize + 1;
         let (mut found, mut before) = (Vec::new(), None);
@@ -132,6 +135,8 @@ fn check_incidents(model: &mut Model, epoch: Epoch) {
             found.extend(page.incidents);
         }
         assert_eq!(found, expected);
+        // Of copies no segment is kept.
+        found.retain(|(_, incident)| incident.fate != Fate::Duplicate);
         let first = model.views.first_listed();
         for ((epoch, _), _) in &found {
             assert!(first.is_some_and(|first| first <= *epoch), "{first:?} {epoch}");

@@ -288,6 +288,46 @@ fn read_all(views: &model::TestViews, view: ViewId, epoch: Epoch) -> Result<Vec<
     }
 }
 
+/// A state as it was written before duplicates were listed: it does not say how many lists there
+/// are, and has three.
+fn of_before(mut state: Vec<u8>) -> Vec<u8> {
+    assert_eq!(state[26..28], 4_u16.to_le_bytes());
+    state[26..28].fill(0);
+    let lists = 32 + 8 * Counts::NUMBERS;
+    state.drain(lists + 3 * 16..lists + 4 * 16);
+    state
+}
+
+#[test]
+fn a_checkpoint_from_before_duplicates_were_listed_is_loaded() {
+    let mut copies = 0;
+    for seed in seeds(6) {
+        let mut model = model(seed, 60);
+        let mut chain = Chain::default();
+        let epoch = chain.run(&mut model, 5).unwrap();
+        chain.store.retain(|key, _| !matches!(key.part, Part::List { list: 3, .. }));
+        for (_, state) in chain.store.iter_mut().filter(|(key, _)| key.part == Part::State) {
+            *state = of_before(std::mem::take(state));
+        }
+        model.reload(epoch, checkpoint(&chain.store, epoch).into_iter()).unwrap();
+        for fates in [LATE_FATES, QUARANTINE_FATES] {
+            let page = model.views.incidents(fates, Some(epoch), None, 100).unwrap();
+            assert_eq!((page.incidents, page.total), model.incidents(fates, epoch));
+        }
+        // Those of before are counted; those that come are listed.
+        let page = model.views.incidents(&[Fate::Duplicate], Some(epoch), None, 100).unwrap();
+        let (_, total) = model.incidents(&[Fate::Duplicate], epoch);
+        assert_eq!((page.incidents.len(), page.total), (0, total));
+        while model.deliver() {}
+        let (all, total) = model.incidents(&[Fate::Duplicate], 59);
+        let page = model.views.incidents(&[Fate::Duplicate], Some(59), None, 100).unwrap();
+        let since: Vec<_> = all.into_iter().filter(|((of, _), _)| *of > epoch).collect();
+        copies += since.len();
+        assert_eq!((page.incidents, page.total), (since, total));
+    }
+    assert!(copies > 20, "{copies}");
+}
+
 #[test]
 fn what_is_not_a_whole_checkpoint_is_refused() {
     let mut model = model(5, 60);

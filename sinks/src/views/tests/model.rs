@@ -513,7 +513,7 @@ fn metrics(random: &mut Random) -> Metrics {
 
 fn add_incidents(times: EpochTimes, random: &mut Random, commits: &mut [Commit<4, Metrics>]) {
     for row in 0..random.below(4) as u16 {
-        let fate = incidents::LISTED[random.below(3) as usize];
+        let fate = incidents::LISTED[random.below(incidents::LISTED.len() as u64) as usize];
         let position = Position { partition: 1, offset: times.epoch, row };
         let owner = usize::from(row) % commits.len();
         let incident = Incident { fate, position, log_time: times.latest };
