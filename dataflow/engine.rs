@@ -366,13 +366,15 @@ impl Engine {
     /// takes none.
     ///
     /// # Errors
-    /// Why it was not published, or that it took longer than `patience`.
+    /// Why it was not published, that the log refuses its epoch, or that it took longer than
+    /// `patience`.
     pub fn checkpoint(&self, patience: Duration) -> Result<Option<Epoch>, String> {
         let taken = self.shared.checkpoints.as_ref().filter(|checkpoints| !checkpoints.offers());
         let Some(checkpoints) = taken else { return Ok(None) };
         let number = checkpoints.force();
-        self.shared.epochs.hurry();
-        checkpoints.wait(number, patience, || self.fault()).map(Some)
+        let (epochs, began) = (&self.shared.epochs, Instant::now());
+        epochs.hurry();
+        checkpoints.wait(number, patience, || epochs.in_vain(began)).map(Some)
     }
 
     /// The generation that it runs in; `None`: alone.

@@ -28,6 +28,7 @@
 
 mod cut;
 mod led;
+mod settle;
 
 pub(crate) use cut::missing;
 pub(crate) use led::{Fed, Led};
@@ -37,7 +38,8 @@ use crate::{
     remap::{self, Cursor},
     seat::Seat,
 };
-use cut::{Ends, all_ends, bytes_held, covers};
+use cut::{Ends, all_ends, bytes_held};
+use settle::Refused;
 use parking_lot::{Condvar, Mutex};
 use std::{
     collections::{VecDeque, hash_map::RandomState},
@@ -150,6 +152,8 @@ struct State {
     appended: Option<(u64, Instant)>,
     /// Whether the last try to append a row, or to read one, failed: said once, not at every tick.
     failing: bool,
+    /// Since when the log takes no row, and why.
+    refused: Option<Refused>,
     /// The newest row that the workers have.
     fed: Arc<RemapRow>,
     /// The rows that the workers have, from the newest that is visible on.
@@ -209,6 +213,7 @@ impl Epochs {
             appending: false,
             appended: None,
             failing: false,
+            refused: None,
             fed: Arc::clone(&from.row),
             under_way: VecDeque::from([Arc::clone(&from.row)]),
             bytes: VecDeque::new(),
@@ -325,33 +330,6 @@ impl Epochs {
         }
     }
 
-    /// Waits until everything that was durable when this was called is in the views.
-    ///
-    /// # Errors
-    /// Why the run cannot go on, or that it took longer than `patience`.
-    pub fn settle(&self, patience: Duration) -> Result<Epoch, String> {
-        let until = Instant::now() + patience;
-        let ends = all_ends(&*self.log);
-        let mut state = self.state.lock();
-        loop {
-            if let Some(fault) = &state.fault {
-                return Err(fault.clone());
-            }
-            let covered = covers(&state.closed.row, &ends);
-            let closed = state.closed.row.epoch;
-            if covered && self.visible() >= closed {
-                return Ok(closed);
-            }
-            state.hurry |= !covered;
-            let wait = until.min(Instant::now() + LOOK);
-            if Instant::now() >= until {
-                let visible = self.visible();
-                return Err(format!("after {patience:?} epoch {visible} of {closed} is visible"));
-            }
-            self.changed.wait_until(&mut state, wait);
-        }
-    }
-
     /// Closes an epoch at the next look, also if nothing is new.
     pub(crate) fn hurry(&self) {
         self.state.lock().hurry = true;
@@ -386,6 +364,10 @@ impl Epochs {
             }
             let fed = self.confirm();
             let fed = fed.and_then(|()| self.feed(&mut read, &mut unfed, feeders, &announce));
+            // No row will ever be taken, and nobody's waiting helps.
+            if let Some(reason) = self.log.broken() {
+                self.fail(reason);
+            }
             match fed {
                 // Who does not answer may do so later: nothing was taken that is not whole.
                 Err(error @ LogError::Unavailable { .. }) => self.state.lock().not_read(&error),
@@ -502,7 +484,7 @@ impl Epochs {
             });
             match appended {
                 Ok(Appended { offset, .. }) => {
-                    state.failing = false;
+                    (state.failing, state.refused) = (false, None);
                     state.bytes.push_back((row.epoch, bytes));
                     if epochs.log.is_shared() {
                         state.appended = Some((offset + 1, Instant::now()));
@@ -663,6 +645,7 @@ impl Epochs {
 
 impl State {
     fn not_closed(&mut self, error: &LogError) {
+        Refused::note(&mut self.refused, error);
         if !std::mem::replace(&mut self.failing, true) {
             tracing::warn!(%error, "an epoch could not be closed; it is tried again at every tick");
         }

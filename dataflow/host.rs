@@ -498,12 +498,14 @@ impl Host {
         self.life.current().get().passed_over
     }
 
-    /// Why this process cannot go on, if it cannot. The end of a generation is no such reason.
+    /// Why this process cannot go on, if it cannot. The end of a generation is no such reason; a log
+    /// that nothing can be appended to before it is opened anew is one.
     pub fn fault(&self) -> Option<String> {
-        match &self.life {
+        let of_run = match &self.life {
             Life::Member(member) => member.fault(),
             Life::Alone(alone) => alone.fault(),
-        }
+        };
+        of_run.or_else(|| self.log.broken())
     }
 
     /// What is known of the cluster, if there is one.

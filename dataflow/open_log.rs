@@ -159,6 +159,11 @@ impl OpenLog {
         &self.answering
     }
 
+    /// Why nothing can be appended, to it or to its spool, until this process opens it anew.
+    pub fn broken(&self) -> Option<String> {
+        self.log.broken().or_else(|| self.intake.broken())
+    }
+
     /// Whose it is.
     pub fn identity(&self) -> &Identity {
         &self.identity

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod backlog;
+mod refused;
 
-use super::*;
+use super::{cut::covers, *};
 use std::sync::mpsc::{Receiver, channel};
 use trueup_log::{Fsync, Journal, Settings, system_clock};
 use trueup_operators::{

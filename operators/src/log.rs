@@ -257,6 +257,12 @@ pub trait Log: Send + Sync + 'static {
         false
     }
 
+    /// Why nothing will ever be appended again unless the log is opened anew, if that is so. What
+    /// may pass by itself, like a full disk, is no such reason.
+    fn broken(&self) -> Option<String> {
+        None
+    }
+
     /// How many partitions a topic has.
     fn partitions(&self, topic: Topic) -> u16;
 

@@ -183,6 +183,77 @@ fn a_full_disk_takes_nothing_and_when_there_is_room_it_goes_on() {
     all_known(&server.client(), &taken[taken.len() - 50..]);
 }
 
+/// As large as stderr and checkpoints may become here, and less than what is in the log by then.
+const FILE_BYTES_MAX: u64 = 256 << 10;
+
+/// A server with more than [`FILE_BYTES_MAX`] in its one segment, for which files can grow no
+/// further than that from now on: its log is full, everything else is not.
+fn full<'h>(home: &'h Home, also: impl FnOnce(&Path)) -> crate::server::Server<'h> {
+    let mut server = crate::server::Server::spawn(home, home.serve_after("trap '' XFSZ"));
+    server.wait_until_ready();
+    let (client, segment) = (server.client(), || segments(&home.data()).pop().unwrap());
+    for body in 0.. {
+        if fs::metadata(segment()).unwrap().len() > 2 * FILE_BYTES_MAX {
+            break;
+        }
+        let ids = (0..500).map(|n| format!("{:0>40}_{n}", body));
+        let events: Vec<_> = ids.map(|id| click(&id, now_us())).collect();
+        client.collect(&events).expect(202);
+    }
+    client.settled();
+    let full = Rlimit { current: Some(FILE_BYTES_MAX), maximum: None };
+    prlimit(Some(server.pid()), Resource::Fsize, full).unwrap();
+    also(&segment());
+    server
+}
+
+#[test]
+fn a_server_with_a_full_disk_ends_when_it_is_told_to() {
+    let home = Home::new(CONFIG);
+    let server = full(&home, |_| {});
+    let refused = server.client().collect(&[click("refused", now_us())]);
+    assert_eq!((refused.status, &*refused.problem()), (503, "log_unavailable"), "{refused:?}");
+    let began = Instant::now();
+    let status = server.terminate();
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
+    let (code, stderr) = (status.code(), home.stderr());
+    assert!([Some(0), Some(70)].contains(&code), "{status}: {stderr}");
+    assert!(stderr.contains("no epoch can be closed"), "nobody is told: {stderr}");
+
+    let server = home.start();
+    server.client().settled().check();
+    send(&server.client(), "room", 3);
+}
+
+/// As on a file system that is mounted read-only after an error: a write fails, and so does cutting
+/// back. (The limit forbids that as well, once somebody has shortened the file.)
+#[test]
+fn a_log_that_can_only_be_opened_anew_ends_the_server() {
+    let home = Home::new(CONFIG);
+    let mut whole = None;
+    let mut server = full(&home, |segment| {
+        let bytes = fs::read(segment).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(segment).unwrap();
+        file.set_len(bytes.len() as u64 - 4_096).unwrap();
+        whole = Some((segment.to_owned(), bytes));
+    });
+    // It may have noticed by itself: an epoch a second is written to the log.
+    drop(server.client().try_post("/v1/events/collect", &[], b"{\"events\":[]}"));
+    let began = Instant::now();
+    let status = server.wait();
+    assert_eq!(status.code(), Some(70), "{status}: {}", home.stderr());
+    assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
+    let stderr = home.stderr();
+    let last = stderr.lines().rev().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(last.contains(".seg") && last.contains("cutting it back"), "not said: {stderr}");
+
+    let (segment, bytes) = whole.unwrap();
+    fs::write(segment, bytes).unwrap();
+    let server = home.start();
+    server.client().settled().check();
+    send(&server.client(), "anew", 3);
+}
+
 #[test]
 fn a_torn_write_is_cut_off_and_nothing_else() {
     let home = Home::new(CONFIG);

@@ -286,6 +286,11 @@ impl Log for Spool {
         self.shared.kafka.is_shared()
     }
 
+    fn broken(&self) -> Option<String> {
+        let broken = self.shared.journal.broken();
+        broken.map(|reason| format!("the spool cannot be used: {reason}"))
+    }
+
     fn partitions(&self, topic: Topic) -> u16 {
         self.shared.kafka.partitions(topic)
     }
@@ -334,6 +339,10 @@ struct SpooledFirst(Arc<Spool>);
 impl Log for SpooledFirst {
     fn is_shared(&self) -> bool {
         self.0.is_shared()
+    }
+
+    fn broken(&self) -> Option<String> {
+        self.0.broken()
     }
 
     fn partitions(&self, topic: Topic) -> u16 {

@@ -76,6 +76,8 @@ enum Door {
     Closing,
     /// Nothing is taken and nothing is written.
     Shut(String),
+    /// The same, until the journal is opened anew: the disk has failed it.
+    Broken(String),
 }
 
 struct State {
@@ -116,7 +118,9 @@ impl Intake {
         match &state.door {
             Door::Open => {}
             Door::Closing => return Err(closed()),
-            Door::Shut(reason) => return Err(LogError::Unavailable { reason: reason.clone() }),
+            Door::Shut(reason) | Door::Broken(reason) => {
+                return Err(LogError::Unavailable { reason: reason.clone() });
+            }
         }
         // Remap rows go on, with the log time that stands: what was taken is to become visible.
         let mut frames = request.frames.iter();
@@ -198,9 +202,26 @@ impl Intake {
 
     /// Takes nothing more and gives back what waits, to be refused. The first reason stands.
     pub(crate) fn shut(&self, reason: &str) -> Vec<Request> {
+        self.shut_as(Door::Shut(reason.to_owned()))
+    }
+
+    /// The same, because only opening the journal anew can help.
+    pub(crate) fn break_down(&self, reason: &str) -> Vec<Request> {
+        self.shut_as(Door::Broken(reason.to_owned()))
+    }
+
+    /// Why only opening the journal anew can help, if that is so.
+    pub(crate) fn broken(&self) -> Option<String> {
+        match &self.state.lock().door {
+            Door::Broken(reason) => Some(reason.clone()),
+            Door::Open | Door::Closing | Door::Shut(_) => None,
+        }
+    }
+
+    fn shut_as(&self, door: Door) -> Vec<Request> {
         let mut state = self.state.lock();
-        if !matches!(state.door, Door::Shut(_)) {
-            state.door = Door::Shut(reason.to_owned());
+        if !matches!(state.door, Door::Shut(_) | Door::Broken(_)) {
+            state.door = door;
         }
         let waiting: Vec<Request> = state.queue.drain(..).collect();
         state.bytes -= waiting.iter().map(|request| request.bytes).sum::<u64>();

@@ -343,6 +343,10 @@ impl Log for Journal {
         self.shared.slots.partitions(topic)
     }
 
+    fn broken(&self) -> Option<String> {
+        self.shared.intake.broken()
+    }
+
     fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
         let mut bytes = REQUEST_BYTES;
         let mut pending = Vec::with_capacity(frames.len());

@@ -13,7 +13,10 @@
 //!   to it again; the next group begins a new segment.
 //! * **Cutting back fails**, or a sync fails that acknowledged frames depended on (`fsync =
 //!   "never"`): the journal stays unavailable until it is opened anew, and opening writes and syncs
-//!   once more all that is not proven to be durable.
+//!   once more all that is not proven to be durable. It says so ([`Log::broken`]), because no disk
+//!   that recovers helps it: who hosts it ends, and is started again.
+//!
+//! [`Log::broken`]: trueup_operators::log::Log::broken
 //!
 //! In no case is a frame acknowledged and then cut, and no group is half acknowledged. A group
 //! that failed may still be found by the next opening when cutting it off was impossible: its
@@ -335,7 +338,7 @@ impl Writer {
     fn break_down(&mut self, error: &LogError) -> Turn {
         tracing::error!(%error, "the log is unavailable until it is opened anew");
         let LogError::Unavailable { reason } = error else { return Turn::Ended };
-        refuse(self.shared.intake.shut(reason), error);
+        refuse(self.shared.intake.break_down(reason), error);
         Turn::Ended
     }
 

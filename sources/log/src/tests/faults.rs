@@ -114,6 +114,7 @@ fn after_a_failed_sync_the_segment_is_cut_and_never_used_again() {
     disk.set_faults(Faults { syncs_failing: 1, ..Faults::default() });
     let failed = reason(log.write(vec![event(0, b"lost"), event(1, b"lost")]));
     assert!(failed.contains("sync"), "{failed}");
+    assert_eq!(log.journal.broken(), None, "it goes on");
     assert_eq!(log.journal.ends(Topic::Events)[0].offset, 1);
     let cut = disk.bytes_of(&segment_path(0)).len();
     log.write(vec![event(0, b"after")]).unwrap();
@@ -137,9 +138,12 @@ fn when_cutting_back_fails_too_nothing_is_taken_until_reopened() {
     disk.set_faults(Faults::default());
     let refused = reason(log.write(vec![event(0, b"second")]));
     assert!(refused.contains("restart"), "{refused}");
+    let broken = log.journal.broken().unwrap();
+    assert!(refused.contains(&broken), "{refused}: {broken}");
     assert_eq!(payloads(&log, 0), [b"before".to_vec()], "reading goes on");
     drop(log);
     let mut log = open(&disk.after_kill());
+    assert_eq!(log.journal.broken(), None);
     log.write(vec![event(0, b"third")]).unwrap();
     assert_eq!(payloads(&log, 0).first(), Some(&b"before".to_vec()));
     assert_eq!(payloads(&log, 0).last(), Some(&b"third".to_vec()));
