@@ -27,10 +27,12 @@
 //! collector's answer 429 goes by ([`Epochs::lag`]).
 
 mod cut;
+mod lag;
 mod led;
 mod settle;
 
 pub(crate) use cut::missing;
+pub use lag::Lag;
 pub(crate) use led::{Fed, Led};
 
 use crate::{
@@ -38,7 +40,8 @@ use crate::{
     remap::{self, Cursor},
     seat::Seat,
 };
-use cut::{Ends, all_ends, bytes_held};
+use cut::{Ends, all_ends};
+use lag::bytes_taken;
 use settle::Refused;
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -109,19 +112,6 @@ pub(crate) struct Plan {
     pub(crate) image: Option<ImageKind>,
 }
 
-/// How far the views are behind the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lag {
-    /// The last epoch that is durable.
-    pub closed: Epoch,
-    /// The last epoch that every view shows.
-    pub visible: Epoch,
-    /// Bytes of events and verdicts appended since the server started that no view shows yet.
-    pub bytes: u64,
-    /// Whether what was in the log at the start is all visible.
-    pub caught_up: bool,
-}
-
 /// The state that the closing thread, the workers and the server share.
 pub struct Epochs {
     log: Arc<dyn Log>,
@@ -158,9 +148,9 @@ struct State {
     fed: Arc<RemapRow>,
     /// The rows that the workers have, from the newest that is visible on.
     under_way: VecDeque<Arc<RemapRow>>,
-    /// Bytes in the log at the end of each epoch that is not visible yet.
+    /// What the log had taken at the end of each epoch that is not visible yet, bytes.
     bytes: VecDeque<(Epoch, u64)>,
-    bytes_at_start: u64,
+    /// The same of the epoch that is, or of the start.
     bytes_visible: u64,
     /// What was closed when the server started.
     recovered_to: Epoch,
@@ -205,7 +195,7 @@ impl Epochs {
             },
             nonce: RandomState::new().build_hasher().finish(),
         };
-        let bytes_at_start = bytes_held(&*log);
+        let bytes_visible = bytes_taken(&*log);
         let state = State {
             recovered_to: closed.row.epoch,
             since: None,
@@ -217,8 +207,7 @@ impl Epochs {
             fed: Arc::clone(&from.row),
             under_way: VecDeque::from([Arc::clone(&from.row)]),
             bytes: VecDeque::new(),
-            bytes_at_start,
-            bytes_visible: bytes_at_start,
+            bytes_visible,
             hurry: log.is_shared(),
             more: false,
             stopping: false,
@@ -309,27 +298,6 @@ impl Epochs {
         Arc::clone(state.under_way.front().unwrap_or(&state.fed))
     }
 
-    /// How far the views are behind.
-    pub fn lag(&self) -> Lag {
-        let visible = self.visible();
-        let bytes = match self.log.is_shared() {
-            true => self.bytes_unseen(&self.visible_row()),
-            false => bytes_held(&*self.log),
-        };
-        let mut state = self.state.lock();
-        state.see(visible);
-        let shown = match self.log.is_shared() {
-            true => 0,
-            false => state.bytes_visible.max(state.bytes_at_start),
-        };
-        Lag {
-            closed: state.closed.row.epoch,
-            visible,
-            bytes: bytes.saturating_sub(shown),
-            caught_up: visible >= state.recovered_to,
-        }
-    }
-
     /// Closes an epoch at the next look, also if nothing is new.
     pub(crate) fn hurry(&self) {
         self.state.lock().hurry = true;
@@ -411,20 +379,6 @@ impl Epochs {
         }
     }
 
-    fn heavy(&self, state: &State) -> bool {
-        let bytes = match self.log.is_shared() {
-            true => {
-                let ends = Arc::clone(&self.shared_ends.lock());
-                cut::bytes_behind(&*self.log, &state.closed.row, &ends)
-            }
-            false => {
-                let closed = state.bytes.back().map_or(state.bytes_visible, |b| b.1);
-                bytes_held(&*self.log).saturating_sub(closed)
-            }
-        };
-        bytes >= self.settings.epoch_bytes_max
-    }
-
     /// Whether the workers will soon have room for one more epoch. While there is more than one
     /// takes, the next is closed no sooner: what they have read by then says how large it may be,
     /// and a start must come to the end of what is closed before it shows anything.
@@ -438,22 +392,13 @@ impl Epochs {
         self.state.lock().more
     }
 
-    /// Bytes that came to a shared log since the start and that a row does not have, without asking
-    /// anyone who may not answer.
-    fn bytes_unseen(&self, row: &RemapRow) -> u64 {
-        let ends = Arc::clone(&self.shared_ends.lock());
-        let behind = cut::bytes_behind(&*self.log, row, &ends);
-        // What was there at the start is nobody's fault.
-        behind.saturating_sub(cut::bytes_behind(&*self.log, row, &self.ends_at_start))
-    }
-
     /// Appends the next row. With `only_if_new`, only if a partition has grown. Called by the
     /// closing thread alone.
     fn close(self: &Arc<Self>, only_if_new: bool) -> bool {
         // Bytes first: what arrives meanwhile counts to the next epoch, never to none. And both
         // before the lock: a broker that is away answers after seconds, and whoever takes events
         // asks how far the views are.
-        let (bytes, ends) = (bytes_held(&*self.log), all_ends(&*self.log));
+        let (bytes, ends) = (bytes_taken(&*self.log), all_ends(&*self.log));
         // Nobody but this thread closes.
         let last = Arc::clone(&self.state.lock().closed.row);
         let (row, more) = match self.row(&last, &ends, only_if_new) {

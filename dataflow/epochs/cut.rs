@@ -32,14 +32,10 @@ pub(super) type Ends = [Vec<End>; 3];
 
 const TOPICS: [Topic; 3] = [Topic::Events, Topic::Verdicts, Topic::Metadata];
 /// Of which all is read that an epoch holds.
-const READ: [Topic; 2] = [Topic::Events, Topic::Verdicts];
+pub(super) const READ: [Topic; 2] = [Topic::Events, Topic::Verdicts];
 
 pub(super) fn all_ends(log: &dyn Log) -> Ends {
     TOPICS.map(|topic| log.ends(topic))
-}
-
-pub(super) fn bytes_held(log: &dyn Log) -> u64 {
-    READ.into_iter().flat_map(|topic| log.ends(topic)).map(|end| end.bytes).sum()
 }
 
 pub(super) fn covers(row: &RemapRow, ends: &Ends) -> bool {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod backlog;
+mod lag;
 mod refused;
 
 use super::{cut::covers, *};

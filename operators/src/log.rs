@@ -300,6 +300,12 @@ pub trait Log: Send + Sync + 'static {
     /// When the log cannot be read.
     fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError>;
 
+    /// Bytes of all frames of a topic that were durable when the log was opened or became so since,
+    /// headers included. What was deleted since then stays in it, so it never becomes less.
+    fn bytes_taken(&self, topic: Topic) -> u64 {
+        self.ends(topic).iter().map(|end| end.bytes).sum()
+    }
+
     /// About how many bytes an offset of a partition takes, of a log that others append to: nobody
     /// else knows what came. `None` where nothing of the partition's topic was seen yet.
     fn offset_bytes(&self, _topic: Topic, _partition: u16) -> Option<u64> {

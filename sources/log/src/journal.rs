@@ -12,6 +12,7 @@ use crate::{
     format::{PAYLOAD_BYTES_MAX, Reach, SegmentHeader, frame_bytes},
     identity::Identity,
     intake::{Intake, Pending, REQUEST_BYTES, Request, topic_slots},
+    positions::Partition,
     reader::{Reader, Wanted},
     recover::{Mode, Opened, Recovered, recover},
     segments::{Folder, FramesHeld, Held, Segment},
@@ -409,6 +410,12 @@ impl Log for Journal {
             self.shared.counters.note_read(missing.len());
         }
         Ok(out)
+    }
+
+    fn bytes_taken(&self, topic: Topic) -> u64 {
+        let held = self.shared.held.read();
+        let partitions = &held.partitions[topic_slots(self.shared.slots, topic)];
+        partitions.iter().map(Partition::bytes_taken).sum()
     }
 
     fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {

@@ -58,6 +58,8 @@ pub(crate) struct Partition {
     frames: VecDeque<Position>,
     /// Of all frames held, headers included.
     pub(crate) bytes: u64,
+    /// Of those that were held once and are no more.
+    forgotten_bytes: u64,
 }
 
 impl Partition {
@@ -75,6 +77,11 @@ impl Partition {
         self.frames.len() as u64
     }
 
+    /// Bytes of all frames that were ever held.
+    pub(crate) fn bytes_taken(&self) -> u64 {
+        self.bytes + self.forgotten_bytes
+    }
+
     pub(crate) fn push(&mut self, position: Position) {
         debug_assert!(self.frames.back().is_none_or(|last| last.log_time <= position.log_time));
         self.bytes += frame_bytes(position.payload_bytes);
@@ -85,7 +92,9 @@ impl Partition {
     pub(crate) fn forget_below(&mut self, first: u64) -> u64 {
         let forgotten = first.clamp(self.first, self.end()) - self.first;
         for position in self.frames.drain(..forgotten as usize) {
-            self.bytes -= frame_bytes(position.payload_bytes);
+            let bytes = frame_bytes(position.payload_bytes);
+            self.bytes -= bytes;
+            self.forgotten_bytes += bytes;
         }
         self.first += forgotten;
         forgotten
@@ -165,5 +174,6 @@ mod tests {
         assert_eq!(back, [109, 108, 107, 106, 105]);
         assert_eq!(partition.forget_below(1_000), 6);
         assert_eq!((partition.first, partition.bytes), (110, 0));
+        assert_eq!(partition.bytes_taken(), 10 * 192);
     }
 }
