@@ -1,25 +1,26 @@
-//! Collecting a body: bounded in bytes, in time, and in the bytes that all requests hold together.
-//! A slow sender holds only what it has sent; the decoder's slots are taken when a body is whole.
+//! Collecting a body: bounded in bytes, in time, and in the bytes that all requests hold together,
+//! of which no sender takes all (`room.rs`). A slow sender holds only what it has sent: a place
+//! among the requests in flight and the decoder's slots are taken when a body is whole.
 //!
 //! A body that comes as one chunk is not copied. Others are put together in a buffer that was used
 //! before, because touching new memory costs as much as a good part of decoding it.
 
-use crate::pool::Pool;
+use crate::{
+    pool::Pool,
+    room::{Place, Room},
+};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::{ops::Deref, sync::Arc, time::Duration};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use trueup_operators::problem::Problem;
 
-/// Bytes in flight are counted in pages.
-const PAGE_BYTES: usize = 4096;
 /// Larger buffers are not kept.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// The bytes that all requests hold.
 pub(crate) struct Held {
-    pages: Arc<Semaphore>,
+    room: Arc<Room>,
     buffers: Pool<Vec<u8>>,
 }
 
@@ -27,7 +28,7 @@ pub(crate) struct Held {
 pub(crate) struct Whole {
     bytes: Chunks,
     held: Arc<Held>,
-    pages: Option<OwnedSemaphorePermit>,
+    place: Place,
 }
 
 enum Chunks {
@@ -43,45 +44,17 @@ pub(crate) struct Bounds {
 }
 
 impl Held {
-    pub(crate) fn new(bytes_max: usize, buffers_max: usize) -> Held {
-        let pages = (bytes_max / PAGE_BYTES + 1).min(Semaphore::MAX_PERMITS);
-        Held { pages: Arc::new(Semaphore::new(pages)), buffers: Pool::new(buffers_max) }
+    pub(crate) fn new(room: Arc<Room>, buffers_max: usize) -> Held {
+        Held { room, buffers: Pool::new(buffers_max) }
     }
 
-    fn reserve(
-        &self,
-        bytes: usize,
-        pages: &mut Option<OwnedSemaphorePermit>,
-    ) -> Result<(), Problem> {
-        let wanted = bytes.div_ceil(PAGE_BYTES);
-        let have = pages.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        if wanted <= have {
-            return Ok(());
-        }
-        let more = u32::try_from(wanted - have).unwrap_or(u32::MAX);
-        let more = self.pages.clone().try_acquire_many_owned(more).map_err(|_| {
-            Problem::new(
-                429,
-                "too_many_bytes_in_flight",
-                "too many bytes are being worked on",
-                format!("there is no room for another {bytes} bytes of a body"),
-                "send again after a moment, or raise `[limits] decode_bytes_in_flight_max`",
-            )
-            .retry_after(1)
-        })?;
-        match pages {
-            Some(pages) => pages.merge(more),
-            None => *pages = Some(more),
-        }
-        Ok(())
-    }
-
-    /// Reads a body to its end.
+    /// Reads a body that comes with a token to its end.
     ///
     /// # Errors
     /// 413, 408, 429 at a limit; 400 when the sender goes away.
     pub(crate) async fn collect(
         self: &Arc<Self>,
+        token: usize,
         body: Body,
         declared: Option<usize>,
         bounds: Bounds,
@@ -89,7 +62,8 @@ impl Held {
         if declared.is_some_and(|bytes| bytes > bounds.bytes_max) {
             return Err(too_large(bounds.bytes_max));
         }
-        let mut whole = Whole { bytes: Chunks::One(Bytes::new()), held: self.clone(), pages: None };
+        let (held, place) = (self.clone(), self.room.place(token));
+        let mut whole = Whole { bytes: Chunks::One(Bytes::new()), held, place };
         match tokio::time::timeout(bounds.time_max, whole.fill(body, declared, bounds)).await {
             Ok(filled) => filled.map(|()| whole),
             Err(_) => Err(Problem::new(
@@ -125,7 +99,7 @@ impl Whole {
             if bytes > bounds.bytes_max {
                 return Err(too_large(bounds.bytes_max));
             }
-            self.held.clone().reserve(bytes, &mut self.pages)?;
+            self.place.grow(bytes)?;
             self.add(chunk, declared.unwrap_or(0));
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! `POST /v1/events/collect`. The limits come in the order that costs least: token, headers,
-//! requests in flight, how far the dataflow is behind, the token's rate, then the body.
+//! whether a place among the requests in flight is free, how far the dataflow is behind, the
+//! token's rate, then the body. The place is taken when the body is whole: a sender that pauses
+//! keeps nobody else from being served.
 //!
 //! From the moment when a body is whole it is worked on to the end even if the sender goes away:
 //! its key then has its answer when the sender comes back. 202 is said only after the log has said
@@ -80,11 +82,12 @@ async fn accept(inner: Arc<Inner>, request: Request) -> Result<Bytes, Problem> {
     let sender = inner.sender(&parts.headers, Action::Collect)?;
     let form = form(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?;
-    let place = inner.enter()?;
+    inner.has_place()?;
     inner.pressure.check()?;
     inner.rates.admit(sender.token, inner.now_us())?;
     let declared = content_length(&parts.headers);
-    let whole = inner.held.collect(body, declared, inner.bounds()).await?;
+    let whole = inner.held.collect(sender.token, body, declared, inner.bounds()).await?;
+    let place = inner.enter()?;
     Metric::BodyBytes.add(whole.len());
     let work = Work { inner, sender, form, key, whole, _place: place };
     // A task of its own: the sender may go away, the work goes on.

@@ -11,6 +11,7 @@ use crate::{
     pixel_group::PixelGroup,
     pool::Pool,
     rate::{IpWindows, TokenRates},
+    room::Room,
     settings::{InvalidSetting, Settings},
 };
 use axum::http::{HeaderMap, header};
@@ -147,6 +148,8 @@ impl Collector {
             false => None,
         };
         let threads = settings.decode_threads();
+        let Settings { decode_bytes_in_flight_max, body_bytes_max, .. } = settings;
+        let room = Room::new(decode_bytes_in_flight_max, body_bytes_max, access.len());
         let now_us = clock();
         Ok(Collector(Arc::new(Inner {
             _follower: follower.transpose().map_err(StartError::Thread)?,
@@ -158,7 +161,7 @@ impl Collector {
             rates: TokenRates::new(settings.events_per_second_max, access.len(), now_us),
             clicks: IpWindows::new(settings.clicks_per_minute_per_ip_max, settings.ip_windows_max),
             pixels: PixelGroup::new(settings.pixels_in_flight_max),
-            held: Arc::new(Held::new(settings.decode_bytes_in_flight_max, 2 * threads)),
+            held: Arc::new(Held::new(room, 2 * threads)),
             requests: Arc::new(Semaphore::new(settings.requests_in_flight_max)),
             decode_slots: Arc::new(Semaphore::new(threads)),
             desks: Pool::new(threads),
@@ -203,18 +206,30 @@ impl Inner {
         Ok(Sender { token: identity.index, publishers: identity.publishers.to_vec() })
     }
 
-    /// A place among the requests in flight.
+    /// Whether there is a place among the requests in flight: who would find none when its body is
+    /// whole need not send it. Nothing is taken yet.
+    pub(crate) fn has_place(&self) -> Result<(), Problem> {
+        match self.requests.available_permits() {
+            0 => Err(self.no_place()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A place among the requests in flight, for one whose body is whole: how long it takes then is
+    /// no longer up to its sender.
     pub(crate) fn enter(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        self.requests.clone().try_acquire_owned().map_err(|_| {
-            Problem::new(
-                429,
-                "too_many_requests_in_flight",
-                "too many requests are being worked on",
-                format!("{} requests are in flight", self.settings.requests_in_flight_max),
-                "send larger batches on fewer connections, or send again after a moment",
-            )
-            .retry_after(1)
-        })
+        self.requests.clone().try_acquire_owned().map_err(|_| self.no_place())
+    }
+
+    fn no_place(&self) -> Problem {
+        Problem::new(
+            429,
+            "too_many_requests_in_flight",
+            "too many requests are being worked on",
+            format!("{} requests are in flight", self.settings.requests_in_flight_max),
+            "send larger batches on fewer connections, or send again after a moment",
+        )
+        .retry_after(1)
     }
 
     pub(crate) fn bounds(&self) -> Bounds {

@@ -119,11 +119,13 @@ pub(crate) async fn put(
 ) -> Result<Response, Problem> {
     let inner = collector.0;
     let (parts, body) = request.into_parts();
-    inner.sender(&parts.headers, Action::Operate)?;
-    let _place = inner.enter()?;
+    let token = inner.sender(&parts.headers, Action::Operate)?.token;
+    inner.has_place()?;
     let mut bounds = inner.bounds();
     bounds.bytes_max = bounds.bytes_max.min(BODY_BYTES_MAX);
-    let whole = inner.held.collect(body, content_length(&parts.headers), bounds).await?;
+    let declared = content_length(&parts.headers);
+    let whole = inner.held.collect(token, body, declared, bounds).await?;
+    let _place = inner.enter()?;
     if id.is_empty() || id.len() > ID_BYTES_MAX {
         return Err(bad_metadata(format!(
             "the id has {} bytes, the limit is {ID_BYTES_MAX}",

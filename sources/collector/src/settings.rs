@@ -29,9 +29,10 @@ pub struct Settings {
     /// file: whoever runs the collector reckons lateness with the same, and sets it.
     #[serde(skip, default = "future_skew_us_max")]
     pub future_skew_us_max: i64,
-    /// Requests that are being worked on. 429.
+    /// Requests that are being worked on, their bodies whole. 429.
     pub requests_in_flight_max: usize,
-    /// Bytes of bodies that are held, as they came. 429. (Inflated bytes are bounded by
+    /// Bytes of bodies that are held, as they came; one of several tokens gets no more of them than
+    /// it leaves, but always one body. 429. (Inflated bytes are bounded by
     /// `decode_threads_max` times `body_decoded_bytes_max`.)
     #[serde(deserialize_with = "size")]
     pub decode_bytes_in_flight_max: usize,

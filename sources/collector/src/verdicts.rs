@@ -45,13 +45,15 @@ pub(crate) async fn judge(State(collector): State<Collector>, request: Request) 
 
 async fn accept(inner: Arc<Inner>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    inner.sender(&parts.headers, Action::Judge)?;
+    let token = inner.sender(&parts.headers, Action::Judge)?.token;
     let encoding = Encoding::of(header_text(&parts.headers, "content-encoding"))?;
-    let _place = inner.enter()?;
+    inner.has_place()?;
     inner.pressure.check()?;
     let mut bounds = inner.bounds();
     bounds.bytes_max = bounds.bytes_max.min(BODY_BYTES_MAX);
-    let whole = inner.held.collect(body, content_length(&parts.headers), bounds).await?;
+    let declared = content_length(&parts.headers);
+    let whole = inner.held.collect(token, body, declared, bounds).await?;
+    let _place = inner.enter()?;
     let slot = inner.decode_slots.clone().acquire_owned().await.map_err(|e| mistake(&e))?;
     let reader = inner.clone();
     let read = tokio::task::spawn_blocking(move || {

@@ -246,6 +246,57 @@ async fn requests_and_bytes_in_flight() {
     assert_eq!(world.collect(batch(&[event("e", "")])).await.status, 202, "it gave them back");
 }
 
+/// A body that stops before its end.
+fn unfinished(bytes: usize) -> Body {
+    let sent =
+        futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from(vec![b' '; bytes]))]);
+    Body::from_stream(futures_util::StreamExt::chain(sent, futures_util::stream::pending()))
+}
+
+#[tokio::test]
+async fn a_token_that_holds_all_it_can_locks_nobody_out() {
+    let limits = settings(|s| {
+        s.requests_in_flight_max = 4;
+        s.body_bytes_max = 64 << 10;
+        s.decode_bytes_in_flight_max = 1 << 20;
+    });
+    let world = Arc::new(world_with(limits, Arc::new(NoPressure)));
+    let mut tasks = Vec::new();
+    for _ in 0..100 {
+        let sender = world.clone();
+        tasks.push(tokio::spawn(async move {
+            sender.collect_as("collects", &[], unfinished(60 << 10)).await
+        }));
+    }
+    let mut refused = 0;
+    while refused < 80 {
+        tokio::task::yield_now().await;
+        let (ended, waiting): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|t| t.is_finished());
+        tasks = waiting;
+        for task in ended {
+            let answer = task.await.unwrap();
+            assert_eq!(
+                (answer.status.as_u16(), answer.code().as_str()),
+                (429, "too_many_bytes_in_flight")
+            );
+            refused += 1;
+        }
+    }
+    assert!((5..=16).contains(&tasks.len()), "{} of its bodies are held", tasks.len());
+    let small = batch(&(0..200).map(|n| event(&format!("e{n}"), "")).collect::<Vec<_>>());
+    assert_eq!(world.collect_as("collects", &[], vec![b' '; 60 << 10]).await.status, 429);
+    for _ in 0..10 {
+        assert_eq!(world.collect_as("operates", &[], small.clone()).await.status, 202);
+        let verdict = r#"{"verdicts":[{"eventId":"e","verdict":"invalid",
+            "decidedAt":"2026-04-27T15:00:00Z"}]}"#;
+        let judged = world.send(request("POST", "/v1/verdicts", "judges", &[], verdict)).await;
+        assert_eq!(judged.status, 202);
+        let put = world.put("/v1/campaigns/c", &[], r#"{"name":"x"}"#).await;
+        assert!(put.status.is_success(), "{}", put.json());
+    }
+    tasks.iter().for_each(|task| task.abort());
+}
+
 struct Behind(AtomicBool);
 
 impl Pressure for Behind {
