@@ -42,8 +42,8 @@ use crate::{
 };
 use cut::{Ends, all_ends};
 use lag::bytes_taken;
-use settle::Refused;
 use parking_lot::{Condvar, Mutex};
+use settle::Refused;
 use std::{
     collections::{VecDeque, hash_map::RandomState},
     hash::{BuildHasher, Hasher},

@@ -273,6 +273,15 @@ impl Host {
         config: &Config,
         job: J,
     ) -> Result<Host, HostError> {
+        Host::configured_telling(config, job, || {})
+    }
+
+    /// The same; `log_is_open` is called between the log and what is loaded of checkpoints.
+    pub(crate) fn configured_telling<J: Job<N>, const N: usize>(
+        config: &Config,
+        job: J,
+        log_is_open: impl FnOnce(),
+    ) -> Result<Host, HostError> {
         let (dir, store) = (&config.data_dir, &config.checkpoint.store);
         let (engine, rollups) = (config.engine(), job.rollups());
         let views = ViewSettings { rollups, ..config.views() };
@@ -281,6 +290,7 @@ impl Host {
             installation::share(dir, store, config.log.partitions)?;
         }
         let log = config.open_log()?;
+        log_is_open();
         match cluster {
             None => Host::open_on(dir, store, log, job, engine, views),
             Some(cluster) => Host::join(dir, store, log, job, engine, views, cluster),

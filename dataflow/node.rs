@@ -5,6 +5,7 @@
 mod changelog;
 mod checkpoints;
 mod cluster;
+mod freshness;
 mod search;
 
 use crate::{
@@ -17,7 +18,6 @@ use crate::{
     retention::Shortening,
     topology::AdJob,
 };
-use hdrhistogram::Histogram;
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -44,9 +44,8 @@ use trueup_queries::Runtime;
 use trueup_sinks::{Filter, ReadEvents};
 
 use cluster::Elsewhere;
+use freshness::Freshness;
 
-/// Freshness is told over this long.
-const FRESHNESS_WINDOW: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const FRESHNESS_EVERY: Duration = Duration::from_millis(50);
 /// Every which look counts what the views take.
@@ -73,13 +72,6 @@ pub struct Node {
     elsewhere: Elsewhere,
     /// None when no changelog is published.
     changelog: Option<Publisher>,
-}
-
-/// How old the visible epoch was, ms, at regular instants of this window and of the one before.
-struct Freshness {
-    now: Histogram<u64>,
-    before: Histogram<u64>,
-    since: Instant,
 }
 
 /// Why a node cannot start.
@@ -131,14 +123,19 @@ impl NodeError {
 }
 
 impl Node {
-    /// Opens the data directory and starts everything but the sockets.
+    /// Opens the data directory and starts everything but the sockets. `log_is_open` is called
+    /// before checkpoints are looked at.
     ///
     /// # Errors
     /// When the directory, the log or a setting cannot be used.
-    pub fn open(config: Config, access: Arc<Access>) -> Result<Arc<Node>, NodeError> {
+    pub fn open(
+        config: Config,
+        access: Arc<Access>,
+        log_is_open: impl FnOnce(),
+    ) -> Result<Arc<Node>, NodeError> {
         let (metrics, started) = (recorder()?, Instant::now());
         let job = AdJob { rollups: config.rollups.clone() };
-        let host = Host::configured::<AdJob, AD_DIMENSIONS_MAX>(&config, job)?;
+        let host = Host::configured_telling::<AdJob, AD_DIMENSIONS_MAX>(&config, job, log_is_open)?;
         let log = Arc::clone(host.log().log());
         let key = host.key();
         let settings = config.collector();
@@ -461,31 +458,6 @@ fn recorder() -> Result<PrometheusHandle, NodeError> {
             Some(builder.install_recorder().map_err(|e| NodeError::Metrics(e.to_string()))?);
     }
     recorder.clone().ok_or_else(|| NodeError::Metrics("no recorder".into()))
-}
-
-impl Freshness {
-    fn new() -> Freshness {
-        // One ms to a day, three digits: 200 KiB each.
-        let histogram =
-            || Histogram::new_with_bounds(1, 86_400_000, 3).expect("the bounds are in order");
-        Freshness { now: histogram(), before: histogram(), since: Instant::now() }
-    }
-
-    fn record(&mut self, age_us: i64) {
-        if self.since.elapsed() > FRESHNESS_WINDOW {
-            std::mem::swap(&mut self.now, &mut self.before);
-            self.now.reset();
-            self.since = Instant::now();
-        }
-        self.now.saturating_record((age_us / 1_000).max(1) as u64);
-    }
-
-    fn told(&self) -> Value {
-        let mut both = self.before.clone();
-        both.add(&self.now).expect("both have the same bounds");
-        let seconds = |quantile| both.value_at_quantile(quantile) as f64 / 1e3;
-        json!({ "p50Seconds": seconds(0.5), "p99Seconds": seconds(0.99), "samples": both.len() })
-    }
 }
 
 /// The collector's view of the node: how far behind the dataflow is.

@@ -1,11 +1,11 @@
 //! The sockets of a node: one listener for the collector, the queries and the live page, and the
 //! way a server ends. SIGTERM and SIGINT drain: nothing more is taken, what was taken becomes
-//! visible, exit 0; the second one, or the first while the log is still being read again, does not
-//! wait for that. A fault ends the process with 70 at once; the log has everything.
+//! visible, exit 0; the second one, or the first while the log is still being opened or read again,
+//! does not wait for that. A fault ends the process with 70 at once; the log has everything.
 
 use crate::{
     cluster::ClusterError,
-    config::{Config, LogKind},
+    config::Config,
     connections,
     host::HostError,
     node::{Node, NodeError},
@@ -91,11 +91,6 @@ pub fn serve(
     let listener = std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| ServeError::Listen { address, error })?;
-    let opened = match config.log.kind {
-        LogKind::Embedded => Some(Node::open(config.clone(), Arc::clone(&access))?),
-        // Its brokers may be away: the signals and the listener have to be heard meanwhile.
-        LogKind::Kafka => None,
-    };
     let mut until = Box::pin(until);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name(HTTP_THREAD)
@@ -103,14 +98,13 @@ pub fn serve(
         .build()?;
     let result = runtime.block_on(async {
         let mut signals = Signals::new()?;
-        let node = match opened {
-            Some(node) => node,
-            None => {
-                let told = std::pin::pin!(signals.next_or(until.as_mut()));
-                match waiting::open(&config, &access, &listener, connections, told).await? {
-                    Some(node) => node,
-                    None => return Ok(()),
-                }
+        // A log is read to its end, and brokers or a place of checkpoints may be away: the signals
+        // and the listener have to be heard meanwhile.
+        let node = {
+            let told = std::pin::pin!(signals.next_or(until.as_mut()));
+            match waiting::open(&config, &access, &listener, connections, told).await? {
+                Some(node) => node,
+                None => return Ok(()),
             }
         };
         let listener = TcpListener::from_std(listener)?;

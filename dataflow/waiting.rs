@@ -1,23 +1,29 @@
-//! A server before its log answers. With Kafka as the log a start needs a broker that does: what
-//! the topics are and how far they reach is known to nobody else. Brokers that are away are no
-//! reason to end: a machine that comes up before them, or with them, would be restarted by its
-//! supervisor until that gives up. So the start is tried again for as long as it takes.
+//! A server before its node is there. Opening one takes as long as it takes: a journal is read to
+//! its end, a checkpoint is loaded from a place that may not answer, and with Kafka as the log a
+//! broker has to answer, for what the topics are and how far they reach is known to nobody else.
+//! Whoever supervises the process asks it meanwhile whether it lives, and may tell it to end.
+//! Brokers that are away are no reason to end either: a machine that comes up before them, or with
+//! them, would be restarted by its supervisor until that gives up. So such a start is tried again
+//! for as long as it takes.
 //!
 //! # Promises
 //!
-//! * Meanwhile `/healthz` answers 200 and everything else, `/readyz` too, 503 with the code
-//!   `waiting_for_brokers`, the brokers' names and what was wrong when they were last tried; the
-//!   same stands in the process's log every [`SAID_EVERY`]. No event is taken: there is nobody yet
-//!   who knows the topics and the campaigns.
-//! * The server begins by itself when a broker answers. Connections are handed over without one
-//!   being refused: both listen on the same socket.
-//! * SIGTERM ends it at once. Nothing was begun that would have to be finished.
-//! * Whatever else is wrong with a start, a topic that cannot serve, a setting, the directory, ends
-//!   it as always. So does a cluster that goes away again while the remap topic is being read: the
-//!   next start waits.
+//! * Meanwhile `/healthz` answers 200 and everything else, `/readyz` too, 503 with a code:
+//!   `waiting_for_brokers`, with the brokers' names and what was wrong when they were last tried;
+//!   or `opening`, with what is being read and since when. The same stands in the process's log
+//!   every [`SAID_EVERY`]. No event is taken: there is nobody yet who knows the log and the
+//!   campaigns.
+//! * The server begins by itself when it is open. Connections are handed over without one being
+//!   refused: both listen on the same socket.
+//! * SIGTERM ends it at once. Nothing was begun that would have to be finished: what a start
+//!   changes (a torn write that is cut off, a generation that is claimed) may end at any instant,
+//!   as it may by a kill.
+//! * Whatever else is wrong with a start, a log that is damaged, a topic that cannot serve, a
+//!   setting, the directory, ends it as always. So does a cluster that goes away again while the
+//!   remap topic is being read: the next start waits.
 
 use crate::{
-    config::Config,
+    config::{Config, LogKind},
     connections,
     host::HostError,
     node::{Node, NodeError},
@@ -25,7 +31,7 @@ use crate::{
 };
 use axum::{
     http::{StatusCode, Uri},
-    response::{IntoResponse, Response},
+    response::IntoResponse,
 };
 use std::{
     pin::Pin,
@@ -45,14 +51,22 @@ use trueup_operators::{access::Access, log::LogError, problem::Problem};
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// The rest between two tries. A try takes seconds by itself while nobody answers.
 const REST: Duration = Duration::from_millis(500);
-/// How often it is said that the brokers are away.
+/// How often it is said what is waited for.
 const SAID_EVERY: Duration = Duration::from_secs(5);
+
+/// How far a start is.
+#[derive(Clone, Debug)]
+enum Stage {
+    /// The log is being opened; of one on other machines, why the last try came to nothing.
+    Log(Option<String>),
+    /// The log is open, and its state is being loaded.
+    State,
+}
 
 /// A node that is being opened, on a thread of its own.
 struct Opening {
     opened: oneshot::Receiver<Result<Arc<Node>, NodeError>>,
-    /// Why the last try came to nothing.
-    away: watch::Receiver<Option<String>>,
+    stage: watch::Receiver<Stage>,
     /// Nobody waits for it any more.
     given_up: Arc<AtomicBool>,
 }
@@ -63,7 +77,7 @@ impl Drop for Opening {
     }
 }
 
-/// Opens a node, however long its log is away, and answers for it meanwhile. `None`: `told` came
+/// Opens a node, however long that takes, and answers for it meanwhile. `None`: `told` came
 /// first.
 ///
 /// # Errors
@@ -75,6 +89,7 @@ pub(crate) async fn open(
     limits: connections::Limits,
     mut told: Pin<&mut (dyn Future<Output = ()> + Send)>,
 ) -> Result<Option<Arc<Node>>, ServeError> {
+    let began = Instant::now();
     let mut opening = start(config.clone(), Arc::clone(access))?;
     tokio::select! {
         opened = &mut opening.opened => return taken(opened),
@@ -82,7 +97,8 @@ pub(crate) async fn open(
         () = tokio::time::sleep(AT_ONCE) => {}
     }
     let listener = TcpListener::from_std(listener.try_clone()?)?;
-    let app = app(config.kafka.brokers.clone(), opening.away.clone());
+    let waiting = Waiting::new(config, began, opening.stage.clone());
+    let app = app(waiting.clone());
     let app = trueup_queries::same_site(app, Arc::clone(access));
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async {
@@ -90,16 +106,11 @@ pub(crate) async fn open(
         let _stopped = stopped.await;
     };
     let server = tokio::spawn(connections::serve(listener, app, limits, stopped));
-    let began = Instant::now();
     let opened = loop {
         tokio::select! {
             opened = &mut opening.opened => break taken(opened),
             () = &mut told => break Ok(None),
-            () = tokio::time::sleep(SAID_EVERY) => {
-                let reason = opening.away.borrow().clone().unwrap_or_default();
-                let (brokers, seconds) = (&config.kafka.brokers, began.elapsed().as_secs());
-                tracing::warn!(brokers, seconds, reason, "waiting for a broker that answers");
-            }
+            () = tokio::time::sleep(SAID_EVERY) => waiting.say(),
         }
     };
     // Who asks has its answer in no time, and goes over to the server that follows.
@@ -121,14 +132,15 @@ fn taken(
 /// the process's end.
 fn start(config: Config, access: Arc<Access>) -> std::io::Result<Opening> {
     let (opened, is_opened) = oneshot::channel();
-    let (away, is_away) = watch::channel(None);
+    let (stage, is_at) = watch::channel(Stage::Log(None));
     let given_up = Arc::new(AtomicBool::new(false));
     let is_given_up = Arc::clone(&given_up);
     std::thread::Builder::new().name("start".into()).spawn(move || {
         let node = loop {
-            match Node::open(config.clone(), Arc::clone(&access)) {
+            let log_is_open = || drop(stage.send_replace(Stage::State));
+            match Node::open(config.clone(), Arc::clone(&access), log_is_open) {
                 Err(error) if is_away_only(&error) && !is_given_up.load(Ordering::Relaxed) => {
-                    away.send_replace(Some(error.to_string()));
+                    stage.send_replace(Stage::Log(Some(error.to_string())));
                     std::thread::sleep(REST);
                 }
                 node => break node,
@@ -137,7 +149,7 @@ fn start(config: Config, access: Arc<Access>) -> std::io::Result<Opening> {
         // Who gave up takes nothing, and the node ends as one that was dropped.
         let _gone = opened.send(node);
     })?;
-    Ok(Opening { opened: is_opened, away: is_away, given_up })
+    Ok(Opening { opened: is_opened, stage: is_at, given_up })
 }
 
 /// Whether the same start may succeed later, with nothing changed here.
@@ -145,23 +157,76 @@ fn is_away_only(error: &NodeError) -> bool {
     matches!(error, NodeError::Host(HostError::Log(LogError::Away { .. })))
 }
 
-fn app(brokers: String, away: watch::Receiver<Option<String>>) -> axum::Router {
+/// What is said to whoever asks.
+#[derive(Clone)]
+struct Waiting {
+    /// Where the log is.
+    place: String,
+    /// Of one on other machines, these.
+    brokers: Option<String>,
+    began: Instant,
+    stage: watch::Receiver<Stage>,
+}
+
+impl Waiting {
+    fn new(config: &Config, began: Instant, stage: watch::Receiver<Stage>) -> Waiting {
+        let brokers = match config.log.kind {
+            LogKind::Embedded => None,
+            LogKind::Kafka => Some(config.kafka.brokers.clone()),
+        };
+        let place = config.data_dir.display().to_string();
+        Waiting { place, brokers, began, stage }
+    }
+
+    fn say(&self) {
+        let seconds = self.began.elapsed().as_secs();
+        match (self.stage.borrow().clone(), &self.brokers) {
+            (Stage::Log(reason), Some(brokers)) => {
+                let reason = reason.unwrap_or_default();
+                tracing::warn!(brokers, seconds, reason, "waiting for a broker that answers");
+            }
+            (Stage::Log(_), None) => {
+                tracing::info!(place = self.place, seconds, "the log is being read");
+            }
+            (Stage::State, _) => tracing::info!(seconds, "the newest checkpoint is being loaded"),
+        }
+    }
+
+    fn problem(&self) -> Problem {
+        let seconds = self.began.elapsed().as_secs();
+        match (self.stage.borrow().clone(), &self.brokers) {
+            (Stage::Log(reason), Some(brokers)) => {
+                let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+                let detail = format!("no broker of {brokers} has answered yet{reason}");
+                let hint = "the server begins by itself when one answers; `kafka.brokers` names \
+                            them";
+                Problem::new(503, "waiting_for_brokers", "the server waits for Kafka", detail, hint)
+            }
+            (Stage::Log(_), None) => {
+                opening(format!("the log in {} is being read, for {seconds} s so far", self.place))
+            }
+            (Stage::State, _) => opening(format!(
+                "the log is open, and the newest checkpoint is being loaded; the start has taken \
+                 {seconds} s so far"
+            )),
+        }
+        .retry_after(1)
+    }
+}
+
+fn opening(detail: String) -> Problem {
+    let hint = "the server begins by itself; its own log says how far it is";
+    Problem::new(503, "opening", "the server is being started", detail, hint)
+}
+
+fn app(waiting: Waiting) -> axum::Router {
     axum::Router::new().fallback(move |uri: Uri| {
         let answer = match uri.path() {
             "/healthz" => (StatusCode::OK, "ok\n").into_response(),
-            _ => waiting(&brokers, away.borrow().as_deref()),
+            _ => waiting.problem().into_response(),
         };
         std::future::ready(answer)
     })
-}
-
-fn waiting(brokers: &str, reason: Option<&str>) -> Response {
-    let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-    let detail = format!("no broker of {brokers} has answered yet{reason}");
-    let hint = "the server begins by itself when one answers; `kafka.brokers` names them";
-    Problem::new(503, "waiting_for_brokers", "the server waits for Kafka", detail, hint)
-        .retry_after(1)
-        .into_response()
 }
 
 #[cfg(test)]

@@ -254,6 +254,43 @@ fn a_log_that_can_only_be_opened_anew_ends_the_server() {
     send(&server.client(), "anew", 3);
 }
 
+/// A disk that does not answer: the file says nothing until somebody writes into it.
+#[test]
+fn a_server_whose_log_does_not_open_is_alive_and_hears_sigterm() {
+    let home = Home::new(CONFIG);
+    let server = home.start();
+    let ids = send(&server.client(), "before", 3);
+    server.client().settled();
+    assert_eq!(server.terminate().code(), Some(0), "{}", home.stderr());
+    let (identity, aside) = (home.data().join("identity"), home.data().join("aside"));
+    fs::rename(&identity, &aside).unwrap();
+    let (fifo, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600));
+    rustix::fs::mknodat(rustix::fs::CWD, &identity, fifo, mode, 0).unwrap();
+
+    let server = crate::server::Server::spawn(&home, home.serve());
+    let client = server.client();
+    wait_for("a sign of life", Duration::from_secs(60), || {
+        client.try_get("/healthz").is_ok_and(|answer| answer.status == 200).then_some(())
+    });
+    for path in ["/readyz", "/v1/status", "/v1/views"] {
+        let answer = client.get(path).expect(503);
+        assert_eq!(answer.problem(), "opening", "{path}");
+        let detail = answer.json["detail"].as_str().unwrap();
+        assert!(detail.contains(&home.data().display().to_string()), "{detail}");
+        assert!(answer.retry_after.is_some(), "{path}");
+    }
+    let refused = client.collect(&[click("refused", now_us())]).expect(503);
+    assert_eq!(refused.problem(), "opening");
+    let told = Instant::now();
+    assert_eq!(server.terminate().code(), Some(0), "{}", home.stderr());
+    assert!(told.elapsed() < Duration::from_secs(10), "it ended after {:?}", told.elapsed());
+
+    fs::rename(&aside, &identity).unwrap();
+    let server = home.start();
+    server.client().settled().check();
+    all_known(&server.client(), &ids);
+}
+
 #[test]
 fn a_torn_write_is_cut_off_and_nothing_else() {
     let home = Home::new(CONFIG);
