@@ -1,6 +1,11 @@
 //! What `trueup doctor` asks of a journal: every byte of every segment, its indexes, what is torn
 //! and what is damaged. It goes on behind damage, to name all of it. It changes nothing, unless it
 //! is asked to cut a torn write off, which opening would do as well; damage it never touches.
+//!
+//! Reading every byte takes minutes, and a server may run meanwhile whose retention deletes the
+//! oldest segments. So a segment that was listed and is not there is looked for again: if the
+//! journal begins behind it by now, it was deleted, and with it all before it; the report is then
+//! of what the journal holds since. A segment that is gone from its middle is damage.
 
 use crate::{
     disk::{Access, Disk, DiskFile, RealDisk},
@@ -15,6 +20,7 @@ use crate::{
     slot::Slots,
 };
 use std::{
+    collections::VecDeque,
     io::{self, ErrorKind},
     path::Path,
     sync::Arc,
@@ -136,23 +142,23 @@ pub(crate) fn check_on(disk: &dyn Disk, dir: &Path, repair: Repair) -> Result<Re
         Repair::Nothing => None,
         Repair::CutTornWrite => Some(lock(disk, dir, &folder)?),
     };
-    let (sequences, _) = folder.list(disk).map_err(|error| cannot_read(&folder.0, 0, &error))?;
     let mut check = Check::new(disk, &folder, &identity);
-    if sequences.is_empty() {
-        check.damage(&folder.0, 0, "holds no segment, but `identity` says that there was one");
-    }
-    for (nth, &first_sequence) in sequences.iter().enumerate() {
-        check.segment(first_sequence, nth + 1 == sequences.len());
-    }
+    let last = check.segments(list(disk, &folder)?)?;
     let mut report = check.report;
     if lock.is_some()
         && report.damage.is_empty()
-        && let (Some(torn), Some(&last)) = (&report.torn, sequences.last())
+        && let (Some(torn), Some(last)) = (&report.torn, last)
     {
         cut(disk, &folder.segment(last), torn.at)?;
         report.repaired = true;
     }
     Ok(report)
+}
+
+/// The first sequences of all segments, oldest first.
+fn list(disk: &dyn Disk, folder: &Folder) -> Result<VecDeque<u64>, LogError> {
+    let listed = folder.list(disk).map_err(|error| cannot_read(&folder.0, 0, &error));
+    listed.map(|(sequences, _)| sequences.into())
 }
 
 fn cut(disk: &dyn Disk, path: &Path, at: u64) -> Result<(), LogError> {
@@ -199,7 +205,43 @@ impl<'a> Check<'a> {
         self.report.damage.push(Damage { file, at, reason });
     }
 
-    fn segment(&mut self, first_sequence: u64, is_last: bool) {
+    /// Reads these segments, or those that the journal has instead once one of them is deleted; the
+    /// last one.
+    fn segments(&mut self, mut sequences: VecDeque<u64>) -> Result<Option<u64>, LogError> {
+        if sequences.is_empty() {
+            let reason = "holds no segment, but `identity` says that there was one";
+            self.damage(&self.folder.0, 0, reason);
+        }
+        let mut last = None;
+        while let Some(first_sequence) = sequences.pop_front() {
+            last = Some(first_sequence);
+            let Err(error) = self.segment(first_sequence, sequences.is_empty()) else { continue };
+            let now = list(self.disk, self.folder)?;
+            // Each time the journal begins later, so this comes to an end.
+            if now.front().is_some_and(|&first| first > first_sequence) {
+                self.forget();
+                sequences = now;
+            } else {
+                self.damage(&self.folder.segment(first_sequence), 0, error);
+            }
+        }
+        Ok(last)
+    }
+
+    /// What was read up to here is deleted.
+    fn forget(&mut self) {
+        self.chain = None;
+        self.report.segments.clear();
+        for partition in &mut self.report.partitions {
+            (partition.frames, partition.records) = (0, 0);
+        }
+    }
+
+    /// Reads a segment.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    fn segment(&mut self, first_sequence: u64, is_last: bool) -> io::Result<()> {
         let path = self.folder.segment(first_sequence);
         let is_first = self.report.segments.is_empty() && self.report.damage.is_empty();
         let started = self.disk.open(&path, Access::Read).and_then(|file| {
@@ -210,7 +252,11 @@ impl<'a> Check<'a> {
             Ok(started) => started,
             Err(error) => {
                 self.chain = None;
-                return self.damage(&path, 0, error);
+                if error.kind() == ErrorKind::NotFound {
+                    return Err(error);
+                }
+                self.damage(&path, 0, error);
+                return Ok(());
             }
         };
         if header.journal != self.journal {
@@ -228,6 +274,7 @@ impl<'a> Check<'a> {
         if let Err(error) = self.frames(&path, &file, header_bytes, chain, is_last) {
             self.damage(&path, 0, format!("cannot be read: {error}"));
         }
+        Ok(())
     }
 
     fn frames(

@@ -9,6 +9,7 @@ mod damage;
 mod everyday;
 mod faults;
 mod races;
+mod retained;
 mod simulated;
 
 use crate::{
