@@ -43,8 +43,7 @@ pub(super) fn look(config: &Config, installation: &str) -> Result<Found, Failure
     let Some(store) = store else {
         return Ok(Found { are_well: true, told: json!([]), places: Vec::new() });
     };
-    look_at(&store, installation)
-        .map_err(|error| Failure::Use(format!("the checkpoints cannot be read: {error}")))
+    look_at(&store, installation).map_err(unreadable)
 }
 
 /// Looks at all checkpoints of a store.
