@@ -508,8 +508,8 @@ impl Host {
         self.life.current().get().passed_over
     }
 
-    /// Why this process cannot go on, if it cannot. The end of a generation is no such reason; a log
-    /// that nothing can be appended to before it is opened anew is one.
+    /// Why this process cannot go on, if it cannot. The end of a generation is no such reason; a
+    /// log that nothing can be appended to before it is opened anew is one.
     pub fn fault(&self) -> Option<String> {
         let of_run = match &self.life {
             Life::Member(member) => member.fault(),
