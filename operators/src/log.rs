@@ -60,7 +60,7 @@ pub struct Frame {
     /// Its number in the partition; ascends.
     pub offset: u64,
     /// The offset after it, from which reading goes on: `offset + 1`, or more where a frame was
-    /// put together from many small messages ([`Log::frame_end`]).
+    /// put together from many small messages ([`Log::read_again`]).
     pub next: u64,
     /// When the log took it. The embedded log's times never decrease within a partition. Those of a
     /// shared log are by the clock of whichever machine took it then, and may: who reads an epoch
@@ -312,11 +312,19 @@ pub trait Log: Send + Sync + 'static {
         None
     }
 
-    /// The offset before which a frame that begins at `offset` ends: the one after it, unless
-    /// frames are put together from many messages. Read from `offset` up to it, or to the end of
-    /// the partition, the first frame has all rows that it had before, at the same places.
-    fn frame_end(&self, _topic: Topic, offset: u64) -> u64 {
-        offset + 1
+    /// Reads the frame that begins at an offset once more, for its rows: each is where it was. Where
+    /// frames are put together from many messages it may have more rows than it had, and its log
+    /// time is that of the first.
+    ///
+    /// # Errors
+    /// As [`Log::read`].
+    fn read_again(
+        &self,
+        topic: Topic,
+        partition: u16,
+        offset: u64,
+    ) -> Result<Vec<Frame>, LogError> {
+        self.read(topic, partition, offset, offset + 1, 0)
     }
 }
 
@@ -330,12 +338,7 @@ pub fn read_frame(
     partition: u16,
     offset: u64,
 ) -> Result<Frame, LogError> {
-    let mut to = log.frame_end(topic, offset);
-    if to > offset + 1 {
-        let end = log.ends(topic).get(usize::from(partition)).map_or(to, |end| end.offset);
-        to = to.min(end.max(offset + 1));
-    }
-    let frames = log.read(topic, partition, offset, to, 0)?;
+    let frames = log.read_again(topic, partition, offset)?;
     frames.into_iter().next().filter(|frame| frame.offset == offset).ok_or_else(|| {
         let topic = topic.name();
         let reason = format!("{topic} partition {partition} has no frame at offset {offset}");

@@ -3,11 +3,13 @@
 //!
 //! A frame is a run of messages without a gap between them. It begins where it was asked for, or
 //! at the first message behind that, and ends before the next multiple of
-//! [`RUN_MESSAGES`](crate::RUN_MESSAGES), at the end of the range, or at an offset without a
-//! message (a transaction's marker), so the same range is cut the same way each time. Its row `r`
-//! is the message at `frame.offset + r`, always: a message that is no event has a row as well,
-//! which the encoder fills with a placeholder. That is why a frame can be read again from its
-//! offset on ([`Log::frame_end`](trueup_operators::log::Log::frame_end)) wherever its range ended.
+//! [`RUN_MESSAGES`](crate::RUN_MESSAGES), at the end of the range, at an offset without a message
+//! (a transaction's marker), or before a message that was taken in a later second than its first
+//! one was, for all its rows have one log time (`reader.rs`). So the same range is cut the same way
+//! each time. Its row `r` is the message at `frame.offset + r`, always: a message that is no event
+//! has a row as well, which the encoder fills with a placeholder. That is why a frame can be read
+//! again from its offset on ([`Log::read_again`](trueup_operators::log::Log::read_again)) wherever
+//! it ended.
 //!
 //! No size ends a frame, so a message is not looked into when it is larger than any event
 //! ([`JSON_EVENT_BYTES_MAX`](crate::JSON_EVENT_BYTES_MAX)): its row says so, and holds nothing of

@@ -5,8 +5,8 @@ use crate::{
     ends::{Ends, Seen},
     json::JsonEvents,
     outbox::Outbox,
-    reader::{Answer, Range, Reader},
-    settings::{Clock, Encoding, KafkaSettings, RUN_MESSAGES, invalid, left, ms, unavailable},
+    reader::{Answer, Cut, Range, Reader, run_end},
+    settings::{Clock, Encoding, KafkaSettings, invalid, left, ms, unavailable},
     stranded::{give_brokers, has_brokers},
     topics::Topics,
 };
@@ -214,6 +214,20 @@ impl KafkaLog {
         Ok(())
     }
 
+    fn read_range(&self, range: Range, cut: Cut) -> Result<Vec<Frame>, LogError> {
+        self.check_range(range)?;
+        match self.shared.reader.read(&self.shared.settings, range, cut)? {
+            Answer::Frames(frames) => {
+                self.note_read(range, &frames);
+                Ok(frames)
+            }
+            Answer::Gone => {
+                self.shared.ends.forget_first(range.topic);
+                Err(self.out_of_range(range, range.from))
+            }
+        }
+    }
+
     fn out_of_range(&self, range: Range, offset: u64) -> LogError {
         let Range { topic, partition, .. } = range;
         LogError::OutOfRange {
@@ -270,18 +284,7 @@ impl Log for KafkaLog {
         to: u64,
         bytes_max: usize,
     ) -> Result<Vec<Frame>, LogError> {
-        let range = Range { topic, partition, from, to, bytes_max };
-        self.check_range(range)?;
-        match self.shared.reader.read(&self.shared.settings, range)? {
-            Answer::Frames(frames) => {
-                self.note_read(range, &frames);
-                Ok(frames)
-            }
-            Answer::Gone => {
-                self.shared.ends.forget_first(topic);
-                Err(self.out_of_range(range, from))
-            }
-        }
+        self.read_range(Range { topic, partition, from, to, bytes_max }, Cut::Times)
     }
 
     fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
@@ -313,11 +316,20 @@ impl Log for KafkaLog {
         self.shared.ends.offset_bytes(topic, partition)
     }
 
-    fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
-        match self.shared.settings.encoding(topic) {
+    fn read_again(
+        &self,
+        topic: Topic,
+        partition: u16,
+        offset: u64,
+    ) -> Result<Vec<Frame>, LogError> {
+        let to = match self.shared.settings.encoding(topic) {
             Encoding::Batch => offset + 1,
-            Encoding::Json => (offset / RUN_MESSAGES + 1) * RUN_MESSAGES,
-        }
+            Encoding::Json => {
+                let end = self.ends(topic).get(usize::from(partition)).map_or(0, |end| end.offset);
+                run_end(offset).min(end.max(offset + 1))
+            }
+        };
+        self.read_range(Range { topic, partition, from: offset, to, bytes_max: 0 }, Cut::Places)
     }
 }
 

@@ -9,9 +9,24 @@
 //! Readers of different partitions do not wait for each other.
 //!
 //! A frame is a function of what stands at its offsets alone, its log time too: it never depends on
-//! what this reader gave before, or where it began. So log times are the brokers' own, and may go
-//! back when another broker leads; whoever cuts the log into epochs makes them ascend, from what
-//! the epoch before was complete to, which every replay knows as well.
+//! what this reader gave before. So log times are the brokers' own, and may go back when another
+//! broker leads; whoever cuts the log into epochs makes them ascend, from what the epoch before was
+//! complete to, which every replay knows as well.
+//!
+//! # The log time of a run
+//!
+//! A run of JSON messages has one log time for all its rows, and by it each is found in time or too
+//! late. So a run covers no more than a second of the brokers' time: it ends before a message that
+//! was taken in a later second than its first one was, and its log time is the last instant of that
+//! second. Buckets begin with full seconds, so against a horizon of full seconds a row is judged as
+//! it would be by its own time, and none seems to come from further ahead than it does. Where many
+//! messages come, a run stays as long as it may be: in each [`RUN_MESSAGES`] offsets there are no
+//! more runs than there were seconds.
+//!
+//! A message that goes back in time ends no run. Made to ascend, its row gets the latest second of
+//! all rows of its epoch up to it, and so it does wherever runs begin: the first of a run is one of
+//! those rows, and no other row of the run is of a later second. So what a row is judged by follows
+//! from the messages and the epochs, and not from how a range was read.
 
 use crate::{
     clients::{Traced, consumer, look_for_leaders},
@@ -33,7 +48,7 @@ use std::{
 };
 use trueup_operators::{
     log::{FOREIGN_BYTES_MAX, Foreign, Frame, LogError, Topic},
-    time::LogTime,
+    time::{LogTime, SECOND_US},
 };
 
 /// Reads at the back that must follow each other before they take over a live cursor that rests.
@@ -63,6 +78,15 @@ pub(crate) struct Range {
     pub(crate) bytes_max: usize,
 }
 
+/// Where runs end, besides every multiple of [`RUN_MESSAGES`] and at gaps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Where a later second begins.
+    Times,
+    /// Nowhere else: every row that a frame at this offset ever had, however it was cut.
+    Places,
+}
+
 /// What came of it.
 pub(crate) enum Answer {
     Frames(Vec<Frame>),
@@ -81,8 +105,18 @@ struct Run {
     offset: u64,
     /// Up to where it is known what there is.
     next: u64,
-    /// The latest of its messages'.
+    /// The end of the second in which its first message was taken.
     log_time: LogTime,
+}
+
+/// The offset before which a run that begins at `offset` ends at the latest.
+pub(crate) fn run_end(offset: u64) -> u64 {
+    (offset / RUN_MESSAGES + 1) * RUN_MESSAGES
+}
+
+/// The last instant of a second.
+fn second_end(at: LogTime) -> LogTime {
+    LogTime(at.0.div_euclid(SECOND_US) * SECOND_US + SECOND_US - 1)
 }
 
 impl Reader {
@@ -116,7 +150,12 @@ impl Reader {
     }
 
     /// Reads a range that is known to be there.
-    pub(crate) fn read(&self, settings: &KafkaSettings, range: Range) -> Result<Answer, LogError> {
+    pub(crate) fn read(
+        &self,
+        settings: &KafkaSettings,
+        range: Range,
+        cut: Cut,
+    ) -> Result<Answer, LogError> {
         let cursors = self.cursors(settings, range.topic, range.partition);
         let deadline = Instant::now() + ms(settings.read_timeout_ms);
         let idle = ms(settings.idle_after_ms);
@@ -124,7 +163,7 @@ impl Reader {
         cursor.go(range.from, deadline)?;
         match settings.encoding(range.topic) {
             Encoding::Batch => self.batches(&mut cursor, settings, range, deadline),
-            Encoding::Json => self.runs(&mut cursor, settings, range, deadline),
+            Encoding::Json => self.runs(&mut cursor, settings, (range, cut), deadline),
         }
     }
 
@@ -175,15 +214,15 @@ impl Reader {
         &self,
         cursor: &mut Cursor,
         settings: &KafkaSettings,
-        range: Range,
+        (range, cut): (Range, Cut),
         deadline: Instant,
     ) -> Result<Answer, LogError> {
         let json = self.json.as_ref().ok_or_else(|| unavailable("there is no decoder".into()))?;
         let mut frames: Vec<Frame> = Vec::new();
         let (mut bytes, mut largest, mut from) = (0_usize, 0_usize, range.from);
         while from < range.to && (frames.is_empty() || bytes + largest <= range.bytes_max) {
-            let to = range.to.min((from / RUN_MESSAGES + 1) * RUN_MESSAGES);
-            let Some(run) = run(cursor, settings, Range { from, to, ..range }, deadline)? else {
+            let part = Range { from, to: range.to.min(run_end(from)), ..range };
+            let Some(run) = run(cursor, settings, (part, cut), deadline)? else {
                 return Ok(Answer::Gone);
             };
             from = run.next;
@@ -229,9 +268,9 @@ impl Run {
         let log_time = message.log_time();
         if self.rows.is_empty() {
             self.offset = message.offset();
+            self.log_time = second_end(log_time);
         }
         self.next = message.offset() + 1;
-        self.log_time = self.log_time.max(log_time);
         let row = match message.payload() {
             None => Err(Foreign::NoPayload),
             Some(payload) if payload.len() > limit_bytes => Err(too_large(payload, limit_bytes)),
@@ -241,6 +280,12 @@ impl Run {
             }
         };
         self.rows.push((log_time, row));
+    }
+
+    /// Whether a message belongs to the next run.
+    fn ends_before(&self, message: &Message, cut: Cut) -> bool {
+        let is_later = || cut == Cut::Times && message.log_time() > self.log_time;
+        !self.rows.is_empty() && (message.offset() != self.next || is_later())
     }
 
     fn rows(&self) -> Vec<Row<'_>> {
@@ -256,17 +301,18 @@ impl Run {
     }
 }
 
-/// The first messages of a range, which is at most [`RUN_MESSAGES`] long, up to a gap.
+/// The first messages of a range, which is at most [`RUN_MESSAGES`] long, up to a gap or to where
+/// they are cut.
 fn run(
     cursor: &mut Cursor,
     settings: &KafkaSettings,
-    range: Range,
+    (range, cut): (Range, Cut),
     deadline: Instant,
 ) -> Result<Option<Run>, LogError> {
     let mut run = Run { next: range.from, ..Run::default() };
     while run.next < range.to {
         match cursor.step(range.to, left(deadline))? {
-            Step::Message(message) if !run.rows.is_empty() && message.offset() != run.next => {
+            Step::Message(message) if run.ends_before(&message, cut) => {
                 cursor.put_back(message, run.next);
                 break;
             }

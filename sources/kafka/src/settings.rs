@@ -11,7 +11,7 @@ use trueup_operators::log::{LogError, PARTITIONS_MAX, Topic};
 const NAME_BYTES_MAX: usize = 249;
 /// The most that a message may have: what librdkafka and the embedded log's frames allow.
 pub const MESSAGE_BYTES_LIMIT: usize = 64 << 20;
-/// The offsets that a frame of single messages covers at most; frames begin at multiples of it.
+/// The offsets that a frame of single messages covers at most; none reaches over a multiple of it.
 pub const RUN_MESSAGES: u64 = 1_024;
 
 /// The most bytes of one event as JSON: no larger message is written or looked into, and a run of

@@ -328,8 +328,13 @@ impl Log for Spool {
         self.shared.kafka.offset_bytes(topic, partition)
     }
 
-    fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
-        self.shared.kafka.frame_end(topic, offset)
+    fn read_again(
+        &self,
+        topic: Topic,
+        partition: u16,
+        offset: u64,
+    ) -> Result<Vec<Frame>, LogError> {
+        self.shared.kafka.read_again(topic, partition, offset)
     }
 }
 
@@ -380,8 +385,13 @@ impl Log for SpooledFirst {
         self.0.offset_bytes(topic, partition)
     }
 
-    fn frame_end(&self, topic: Topic, offset: u64) -> u64 {
-        self.0.frame_end(topic, offset)
+    fn read_again(
+        &self,
+        topic: Topic,
+        partition: u16,
+        offset: u64,
+    ) -> Result<Vec<Frame>, LogError> {
+        self.0.read_again(topic, partition, offset)
     }
 }
 

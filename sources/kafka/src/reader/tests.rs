@@ -41,17 +41,55 @@ fn write<'a>(settings: &KafkaSettings, messages: impl Iterator<Item = (i64, &'a 
 }
 
 fn read(reader: &Reader, settings: &KafkaSettings, from: u64, to: u64) -> Vec<Frame> {
-    let range = Range { topic: Topic::Events, partition: 0, from, to, bytes_max: usize::MAX };
+    read_by(reader, settings, from, to, usize::MAX)
+}
+
+fn read_by(
+    reader: &Reader,
+    settings: &KafkaSettings,
+    from: u64,
+    to: u64,
+    bytes_max: usize,
+) -> Vec<Frame> {
+    let range = Range { topic: Topic::Events, partition: 0, from, to, bytes_max };
     let (mut at, mut found) = (from, Vec::new());
     while at < to {
-        let Answer::Frames(frames) = reader.read(settings, Range { from: at, ..range }).unwrap()
-        else {
-            panic!("{at}..{to} is gone");
-        };
+        let answer = reader.read(settings, Range { from: at, ..range }, Cut::Times).unwrap();
+        let Answer::Frames(frames) = answer else { panic!("{at}..{to} is gone") };
         at = frames.last().map_or(to, |frame| frame.next);
         found.extend(frames);
     }
     found
+}
+
+/// What each row of an epoch is judged by: who reads epochs makes the times of frames ascend.
+fn judged(frames: &[Frame]) -> Vec<LogTime> {
+    let mut latest = LogTime(i64::MIN);
+    let mut times = Vec::new();
+    for frame in frames {
+        latest = latest.max(frame.log_time);
+        times.extend((0..frame.records).map(|_| latest));
+    }
+    times
+}
+
+/// The same, of rows that each have a frame to themselves.
+fn judged_alone(stamps_ms: &[i64]) -> Vec<LogTime> {
+    let mut latest_s = i64::MIN;
+    let time = |stamp_ms: &i64| {
+        latest_s = latest_s.max(stamp_ms.div_euclid(1_000));
+        LogTime(latest_s * 1_000_000 + 999_999)
+    };
+    stamps_ms.iter().map(time).collect()
+}
+
+/// The rows of frames as [`Sizes`] writes them, of messages of two bytes.
+fn texts(stamps_ms: &[i64]) -> String {
+    stamps_ms.iter().map(|stamp_ms| format!("{} 2\n", stamp_ms * 1_000)).collect()
+}
+
+fn text(frames: &[Frame]) -> String {
+    frames.iter().map(|frame| std::str::from_utf8(&frame.payload).unwrap()).collect()
 }
 
 /// What is asked of the program: rows are their bodies' sizes, 0 for what is foreign.
@@ -103,12 +141,84 @@ fn a_row_has_the_same_log_time_wherever_reading_began() {
     for from in std::iter::once(0).chain((0..end).rev()) {
         let frames = read(&reader, &settings, from, end);
         let rest = &STAMPS_MS[from as usize..];
-        let rows: String =
-            rest.iter().map(|stamp_ms| format!("{} 2\n", stamp_ms * 1_000)).collect();
-        assert_eq!(frames.len(), 1);
-        assert_eq!(std::str::from_utf8(&frames[0].payload), Ok(&*rows), "from {from} on");
-        let latest = rest.iter().max().unwrap() * 1_000;
-        assert_eq!(frames[0].log_time, LogTime(latest), "from {from} on");
+        assert_eq!(text(&frames), texts(rest), "from {from} on");
+        assert_eq!(judged(&frames), judged_alone(rest), "from {from} on");
+    }
+    let frames = read(&reader, &settings, 0, end);
+    let runs: Vec<_> = frames.iter().map(|frame| (frame.offset, frame.next)).collect();
+    assert_eq!(runs, [(0, 1), (1, 6), (6, 8)], "what goes back ends no run");
+}
+
+#[test]
+fn a_backlog_of_more_than_a_horizon_makes_nothing_late() {
+    let cluster = MockCluster::new(1).unwrap();
+    let settings = settings(&cluster, Encoding::Json);
+    // A message every two minutes, for 34 hours: fewer than a run may have.
+    let stamps_ms: Vec<i64> = (0..1_020).map(|n| 1_790_000_000_000 + n * 120_000).collect();
+    write(&settings, stamps_ms.iter().map(|&stamp_ms| (stamp_ms, &b"{}"[..])));
+    let reader = Reader::open(&settings, Some(Arc::new(Sizes))).unwrap();
+    let frames = read(&reader, &settings, 0, 1_020);
+    assert_eq!(text(&frames), texts(&stamps_ms));
+    for (time, stamp_ms) in judged(&frames).into_iter().zip(&stamps_ms) {
+        let behind_us = time.0 - stamp_ms * 1_000;
+        assert!((0..SECOND_US).contains(&behind_us), "{behind_us} µs after it was taken");
+    }
+}
+
+#[test]
+fn a_row_is_judged_alike_however_its_epoch_is_read() {
+    let cluster = MockCluster::new(1).unwrap();
+    let settings = settings(&cluster, Encoding::Json);
+    // Two leaders whose clocks are some seconds apart take turns; now and then nothing comes.
+    let mut now_ms = 1_790_000_000_000;
+    let stamp = |n: i64| {
+        now_ms += if n % 400 == 0 { 90_000 } else { n * n % 13 };
+        if n / 70 % 2 == 0 { now_ms } else { now_ms - 3_500 }
+    };
+    let stamps_ms: Vec<i64> = (0..2_600).map(stamp).collect();
+    write(&settings, stamps_ms.iter().map(|&stamp_ms| (stamp_ms, &b"{}"[..])));
+    let reader = Reader::open(&settings, Some(Arc::new(Sizes))).unwrap();
+    // Epochs that begin and end in the middle of runs, read in parts and at once.
+    for (from, to) in [(0, 2_600), (0, 37), (37, 1_500), (1_023, 1_025), (1_500, 2_600)] {
+        let epoch = &stamps_ms[from as usize..to as usize];
+        for bytes_max in [usize::MAX, 9_000, 0] {
+            let frames = read_by(&reader, &settings, from, to, bytes_max);
+            assert_eq!(text(&frames), texts(epoch), "{from}..{to} by {bytes_max} bytes");
+            assert_eq!(judged(&frames), judged_alone(epoch), "{from}..{to} by {bytes_max} bytes");
+        }
+    }
+}
+
+#[test]
+fn runs_stay_long_where_many_messages_come() {
+    let cluster = MockCluster::new(1).unwrap();
+    let settings = settings(&cluster, Encoding::Json);
+    // Two in a millisecond; where seconds meet, stamps of both are mixed.
+    let stamps_ms: Vec<i64> = (0..5_000).map(|n| 10_000 + n / 2 + (n % 3) * 40).collect();
+    write(&settings, stamps_ms.iter().map(|&stamp_ms| (stamp_ms, &b"{}"[..])));
+    let reader = Reader::open(&settings, Some(Arc::new(Sizes))).unwrap();
+    let frames = read(&reader, &settings, 0, 5_000);
+    let seconds = stamps_ms.iter().map(|stamp_ms| stamp_ms / 1_000).max().unwrap() - 10;
+    let blocks = 5_000_usize.div_ceil(RUN_MESSAGES as usize);
+    assert!(frames.len() <= blocks + 2 * seconds as usize, "{} frames", frames.len());
+    assert_eq!(judged(&frames), judged_alone(&stamps_ms));
+}
+
+#[test]
+fn a_frame_that_is_read_again_has_all_rows_wherever_it_was_cut() {
+    let cluster = MockCluster::new(1).unwrap();
+    let settings = settings(&cluster, Encoding::Json);
+    write(&settings, STAMPS_MS.iter().map(|&stamp_ms| (stamp_ms, &b"{}"[..])));
+    let reader = Reader::open(&settings, Some(Arc::new(Sizes))).unwrap();
+    let end = STAMPS_MS.len() as u64;
+    for from in 0..end {
+        let range = Range { topic: Topic::Events, partition: 0, from, to: end, bytes_max: 0 };
+        let Answer::Frames(frames) = reader.read(&settings, range, Cut::Places).unwrap() else {
+            panic!("{from}..{end} is gone");
+        };
+        let rest = &STAMPS_MS[from as usize..];
+        assert_eq!((frames.len(), text(&frames)), (1, texts(rest)), "from {from} on");
+        assert_eq!(frames[0].log_time, judged_alone(&rest[..1])[0], "that of its first row");
     }
 }
 
@@ -147,6 +257,6 @@ fn what_is_larger_than_any_event_takes_no_memory_of_a_run_and_ends_none() {
         to: payloads.len() as u64,
         bytes_max: 0,
     };
-    let run = run(&mut cursor, &settings, range, deadline).unwrap().unwrap();
+    let run = run(&mut cursor, &settings, (range, Cut::Times), deadline).unwrap().unwrap();
     assert_eq!((run.rows.len(), run.bytes.len()), (10, largest.len() + 2 * small.len()));
 }
