@@ -124,15 +124,23 @@ impl Fixture {
         tokens: Vec<Token>,
         history_bytes_max: usize,
     ) -> Fixture {
+        Fixture::over(RollupSpec::ad_defaults(), limits, tokens, history_bytes_max).await
+    }
+
+    /// The same, over rollups of its own.
+    pub(crate) async fn over(
+        rollups: Vec<RollupSpec>,
+        limits: Limits,
+        tokens: Vec<Token>,
+        history_bytes_max: usize,
+    ) -> Fixture {
         let lateness = Lateness {
             allowed_lateness_us: 5 * MINUTE_US,
             correction_horizon_us: 24 * HOUR_US,
             future_skew_us_max: 5 * MINUTE_US,
         };
-        let settings = ViewSettings {
-            history_bytes_max,
-            ..ViewSettings::new(2, RollupSpec::ad_defaults(), lateness)
-        };
+        let settings =
+            ViewSettings { history_bytes_max, ..ViewSettings::new(2, rollups, lateness) };
         let symbols = Arc::new(Symbols::default());
         let views = Views::new(settings, Arc::clone(&symbols));
         let sinks = vec![views.shard(0), views.shard(1)];
@@ -161,10 +169,21 @@ impl Fixture {
 
     /// An epoch with events that did not count.
     pub(crate) fn epoch(&mut self, rows: &[(&str, Key, Metrics)], incidents: &[Incident]) -> u64 {
+        let rows: Vec<_> = rows.iter().map(|&(at, key, metrics)| (0, at, key, metrics)).collect();
+        self.epoch_of(&rows, incidents)
+    }
+
+    /// An epoch that adds figures to rows of rollups, by their number.
+    pub(crate) fn epoch_of(
+        &mut self,
+        rows: &[(u16, &str, Key, Metrics)],
+        incidents: &[Incident],
+    ) -> u64 {
         let mut commits = [self.empty(), self.empty()];
-        for (at, key, metrics) in rows {
+        for (rollup, at, key, metrics) in rows {
             for granularity in Granularity::ALL {
-                self.add_to(granularity, time(at), *key, metrics, &mut commits);
+                let table = TableId { rollup: *rollup, granularity };
+                self.add_to(table, time(at), *key, metrics, &mut commits);
             }
         }
         for incident in incidents {
@@ -189,7 +208,7 @@ impl Fixture {
 
     fn add_to(
         &mut self,
-        granularity: Granularity,
+        table: TableId,
         us: i64,
         key: Key,
         more: &Metrics,
@@ -197,8 +216,7 @@ impl Fixture {
     ) {
         let key = key.map(|text| self.symbols.intern(text));
         let worker = key[2] as usize % 2;
-        let table = TableId { rollup: 0, granularity };
-        let bucket = granularity.bucket(EventTime(us));
+        let bucket = table.granularity.bucket(EventTime(us));
         let rows = self.rows.entry((worker, table, bucket)).or_default();
         let at = rows.iter().position(|r| r.0 == key).unwrap_or_else(|| {
             rows.push((key, Metrics::default(), 0));

@@ -5,6 +5,11 @@
 //! of equals the first in the configuration, so that the pages of an answer agree. The range is
 //! aligned outward to the granularity.
 //!
+//! A full bucket folds new keys into a row that keeps their first dimension and no other, and not
+//! even that one where there is only one. So where campaigns are asked for, a rollup that folds
+//! within each campaign is taken first. If there is none, a report of one campaign is refused where
+//! the campaign may be among the folded: it is never answered with less than there was.
+//!
 //! A range that is one row is read by the coarsest buckets that fit into it, and at its ends by
 //! finer ones: less is read, and minutes are needed only where they are still kept. What has left
 //! the views is never missing from a row: a local day that lost an hour is no row of the answer,
@@ -24,9 +29,13 @@ use trueup_operators::{
     feed::EpochTimes,
     problem::Problem,
     rollup::RollupSpec,
+    symbols::OTHER_TEXT,
     time::{Bucket, BucketState, DAY_US, EventTime, Granularity, HOUR_US, Lateness, MINUTE_US},
 };
 use trueup_sinks::{Filter, ReadError, Slots, Span, SumQuery, Summed, Tables, block::RowRef};
+
+/// The dimension that reports of one campaign choose by.
+const CAMPAIGN: &str = "campaignId";
 
 /// What a range becomes when no granularity is named.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +65,8 @@ pub(super) struct Plan {
     /// For slots of several buckets: the first instant of each, and the end of the last.
     bounds_us: Vec<i64>,
     is_billing: bool,
+    /// The one campaign that is asked for, if the rollup may fold it with others.
+    foldable: Option<String>,
 }
 
 impl Plan {
@@ -110,8 +121,10 @@ impl Plan {
     ) -> Plan {
         let position = |name: &str| rollup.position(name).unwrap_or_default();
         let mut filter = Filter::default();
+        let folds = |campaign: &String| !keeps_campaigns(rollup) && campaign != OTHER_TEXT;
+        let foldable = campaign.clone().filter(folds);
         if let Some(campaign) = campaign {
-            filter.dimensions.push((position("campaignId"), campaign));
+            filter.dimensions.push((position(CAMPAIGN), campaign));
         }
         let query = SumQuery {
             rollup: number,
@@ -134,13 +147,63 @@ impl Plan {
             lateness: queries.tables.lateness(),
             bounds_us: cut.bounds_us,
             is_billing,
+            foldable,
         }
     }
 
     /// Asks for the sum.
     pub(super) fn sum(&self, queries: &Queries) -> Result<Summed, Problem> {
+        let summed = self.sum_of(queries, &self.query)?;
+        if let Some(campaign) = &self.foldable {
+            self.check_folded(queries, campaign, &summed)?;
+        }
+        Ok(summed)
+    }
+
+    /// Whether all that there is of a campaign is in what was summed. In a bucket of a rollup that
+    /// has no other dimension it is where the campaign has its row there: a key that has one is
+    /// never folded.
+    fn check_folded(
+        &self,
+        queries: &Queries,
+        campaign: &str,
+        summed: &Summed,
+    ) -> Result<(), Problem> {
+        let rollup = &queries.tables.catalog().rollups()[usize::from(self.query.rollup)];
+        let position = rollup.position(CAMPAIGN).unwrap_or_default();
+        let query = SumQuery {
+            filter: Filter {
+                dimensions: vec![(position, OTHER_TEXT.to_owned())],
+                ..Filter::default()
+            },
+            by: Vec::new(),
+            epoch: Some(summed.at.epoch),
+            ..self.query.clone()
+        };
+        let others = self.sum_of(queries, &query)?;
+        let is_alone = rollup.dimensions.len() == 1 && self.query.slots == Slots::Each;
+        let has_row = |start_us| is_alone && summed.rows.rows().any(|row| row.start_us == start_us);
+        let Some(other) = others.rows.rows().find(|other| !has_row(other.start_us)) else {
+            return Ok(());
+        };
+        let (name, start) = (&self.rollup, shown(other.start_us));
+        Err(wrong(
+            "campaign_folded",
+            format!(
+                "the rollup `{name}` had no room for all campaigns at {start}, so what there is of \
+                 `{campaign}` may be in its row `{OTHER_TEXT}`"
+            ),
+            format!(
+                "add a rollup whose first dimension is {CAMPAIGN} and that has another: it folds \
+                 within each campaign, and is filled from the log; or ask for a range without \
+                 {start}"
+            ),
+        ))
+    }
+
+    fn sum_of(&self, queries: &Queries, query: &SumQuery) -> Result<Summed, Problem> {
         let tables = queries.tables.as_ref();
-        tables.sum(&self.query).map_err(|error| {
+        tables.sum(query).map_err(|error| {
             let is_not_kept = matches!(error, ReadError::NotKept { .. });
             let problem = queries.of_read(error);
             match self.first_kept_us(tables).filter(|_| is_not_kept) {
@@ -363,7 +426,7 @@ fn needed(names: &[String], of_campaign: bool) -> Result<Vec<String>, Problem> {
             "name each dimension once",
         ));
     }
-    let campaign = of_campaign.then(|| "campaignId".to_owned());
+    let campaign = of_campaign.then(|| CAMPAIGN.to_owned());
     Ok(names.iter().cloned().chain(campaign).collect())
 }
 
@@ -379,7 +442,13 @@ fn basis(params: &mut Params) -> Result<bool, Problem> {
     }
 }
 
-/// The smallest rollup that has all dimensions, by any of these granularities.
+/// Whether a full bucket of a rollup still tells campaigns apart.
+fn keeps_campaigns(rollup: &RollupSpec) -> bool {
+    rollup.dimensions.len() > 1 && rollup.position(CAMPAIGN) == Some(0)
+}
+
+/// The smallest rollup that has all dimensions, by any of these granularities, and tells campaigns
+/// apart if they are asked for and one does.
 fn choose<'a>(
     rollups: &'a [RollupSpec],
     needed: &[String],
@@ -403,7 +472,9 @@ fn choose<'a>(
     let fitting: Vec<_> = all.iter().filter(with_all).collect();
     let is_kept = |r: &RollupSpec| granularities.iter().any(|g| r.granularities.contains(g));
     let kept = fitting.iter().filter(|r| is_kept(r.1));
-    match kept.min_by_key(|r| r.1.dimensions.len()) {
+    let of_campaigns = needed.iter().any(|name| name == CAMPAIGN);
+    let loses = |r: &RollupSpec| of_campaigns && !keeps_campaigns(r);
+    match kept.min_by_key(|r| (loses(r.1), r.1.dimensions.len())) {
         Some((number, rollup)) => Ok((*number as u16, rollup)),
         None if fitting.is_empty() => Err(wrong(
             "unsupported_dimensions",

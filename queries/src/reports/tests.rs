@@ -5,7 +5,11 @@ use crate::{
     tests::{Answer, Fixture, Stream, metrics, time},
 };
 use serde_json::{Value, json};
-use trueup_operators::time::{HOUR_US, MINUTE_US};
+use trueup_operators::{
+    rollup::RollupSpec,
+    symbols::OTHER_TEXT,
+    time::{HOUR_US, MINUTE_US},
+};
 
 async fn small() -> Fixture {
     let mut f = Fixture::new().await;
@@ -64,6 +68,84 @@ async fn fewer_dimensions_are_sums_and_versions_add_up() {
     assert_eq!(f.rows(&format!("/v1/reports/campaigns/nobody?{by_hour}")).await.len(), 0);
     let then = f.rows(&format!("/v1/reports/campaigns/c1?{by_hour}&asOfEpoch=0")).await;
     assert_eq!(then[0]["impressions"], 400);
+}
+
+/// What there is by country and campaign, and by campaign alone, of a day with two campaigns too
+/// many: those are folded.
+async fn folded(rollups: &[(&str, &[&str])]) -> Fixture {
+    let specs = rollups.iter().map(|(name, dimensions)| RollupSpec::new(name, dimensions));
+    let mut f = Fixture::over(specs.collect(), Limits::default(), vec![], 1 << 20).await;
+    let at = "2026-04-27T11:59:59Z";
+    let mut rows = Vec::new();
+    for (rollup, (_, dimensions)) in (0..).zip(rollups) {
+        let key = |campaign: &'static str| -> [&'static str; 4] {
+            let mut key = [""; 4];
+            for (text, dimension) in key.iter_mut().zip(*dimensions) {
+                *text = if *dimension == "campaignId" { campaign } else { "SE" };
+            }
+            key
+        };
+        let keeps = dimensions.len() > 1 && dimensions[0] == "campaignId";
+        for (campaign, clicks) in [("c1", 7), ("c2", 5), ("c3", 3)] {
+            let is_folded = campaign != "c1" && !keeps;
+            let campaign = if is_folded { OTHER_TEXT } else { campaign };
+            rows.push((rollup, at, key(campaign), metrics(0, clicks, 0)));
+        }
+    }
+    f.epoch_of(&rows, &[]);
+    f
+}
+
+const DAY: &str = "from=2026-04-27T00:00:00Z&to=2026-04-28T00:00:00Z&granularity=day";
+
+#[tokio::test]
+async fn a_campaign_that_a_smaller_rollup_folded_is_answered_from_one_that_did_not() {
+    let f = folded(&[
+        ("campaign", &["campaignId"]),
+        ("place", &["country", "campaignId"]),
+        ("audience", &["campaignId", "publisherId", "country", "deviceType"]),
+    ])
+    .await;
+    for (campaign, clicks) in [("c1", 7), ("c2", 5), ("c3", 3)] {
+        for more in ["", "&dimensions=country", "&timezone=Europe/Stockholm"] {
+            let path = format!("/v1/reports/campaigns/{campaign}?{DAY}{more}");
+            let answer = f.get(&path).await.json();
+            assert_eq!(answer["rollup"], "audience", "{path}");
+            assert_eq!(answer["rows"][0]["clicks"], clicks, "{path}: {answer}");
+        }
+    }
+    let path = format!("/v1/reports/totals?{DAY}&dimensions=campaignId");
+    let rows = f.rows(&path).await;
+    let clicks: Vec<_> = rows.iter().map(|row| (&row["campaignId"], &row["clicks"])).collect();
+    let wanted = [("c1", 7), ("c2", 5), ("c3", 3)].map(|(c, n)| (json!(c), json!(n)));
+    assert_eq!(clicks, wanted.each_ref().map(|(c, n)| (c, n)));
+    // Where no campaign is asked for, the smallest is as exact.
+    assert_eq!(f.get(&format!("/v1/reports/totals?{DAY}")).await.json()["rollup"], "campaign");
+}
+
+#[tokio::test]
+async fn a_campaign_that_may_be_folded_everywhere_is_refused_and_never_zero() {
+    let f = folded(&[("campaign", &["campaignId"]), ("place", &["country", "campaignId"])]).await;
+    let path = |campaign: &str, more: &str| format!("/v1/reports/campaigns/{campaign}?{DAY}{more}");
+    for path in [path("c2", ""), path("c2", "&dimensions=country")] {
+        let answer = f.get(&path).await;
+        assert_eq!(answer.problem(), (400, "campaign_folded".into()), "{path}");
+        let problem = answer.json();
+        assert!(problem["detail"].as_str().unwrap().contains("`c2`"), "{problem}");
+        assert!(problem["hint"].as_str().unwrap().contains("add a rollup"), "{problem}");
+    }
+    // Who has a row of its own in every bucket that folded any is not among the folded.
+    assert_eq!(f.rows(&path("c1", "")).await[0]["clicks"], 7);
+    // By country a part of it may be, and of a local day an hour.
+    for more in ["&dimensions=country", "&timezone=Europe/Stockholm"] {
+        let refused = f.problem(&path("c1", more)).await;
+        assert_eq!(refused, (400, "campaign_folded".into()), "{more}");
+    }
+    // Where nothing was folded, no row is nothing.
+    let before = DAY.replace("04-28", "04-27").replace("04-27T00:00:00Z&to", "04-26T00:00:00Z&to");
+    assert_eq!(f.rows(&format!("/v1/reports/campaigns/c2?{before}")).await.len(), 0);
+    // The folded ones together can be asked for.
+    assert_eq!(f.rows(&path("(other)", "")).await[0]["clicks"], 8);
 }
 
 #[tokio::test]
