@@ -177,7 +177,7 @@ pub struct Verify {
     /// Compare what this running server serves. Without it the log goes through the engine again.
     #[arg(long, env = "TRUEUP_SERVER", value_name = "URL")]
     pub server: Option<String>,
-    /// A token for it.
+    /// A token for it; where everything is compared, an operator's.
     #[arg(long, env = "TRUEUP_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// The report as JSON.

@@ -1,6 +1,9 @@
 //! `verify`: a way to doubt what a server shows. `replay` is the other, and mends.
 
-use super::{Failure, remote::Remote};
+use super::{
+    Failure,
+    remote::{Refused, Remote, of_one_epoch},
+};
 use crate::{
     cli::{Range, Verify},
     config::Config,
@@ -24,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3_600);
 
 /// The dimensions of views, by their names.
 type Dimensions = BTreeMap<String, Vec<String>>;
+/// How many events came to which end, and those that did not count.
+type Aside = (Counts, Vec<ServedEvents>);
 
 /// `trueup verify`
 ///
@@ -36,12 +41,16 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
     let (mut served, aside, installation) = match &command.server {
         Some(url) => {
             let remote = Remote::new(url, command.token.as_deref());
-            let (served, installation) = shown(&remote, &config)?;
-            (served, None, Some(installation))
+            let installation = installation_of(&remote, &config)?;
+            let (served, aside) = match is_everything(&command.range) {
+                true => all_shown(&remote, &config).map(|(served, aside)| (served, Some(aside)))?,
+                false => (rows_shown(&remote, &config)?, None),
+            };
+            (served, aside, Some(installation))
         }
         None => {
             let (served, aside) = replayed(&config)?;
-            (served, Some(aside), None)
+            (served, Some(aside).filter(|_| is_everything(&command.range)), None)
         }
     };
     let log = config.open_log_read_only().map_err(|e| Failure::Use(e.to_string()))?;
@@ -58,16 +67,15 @@ pub fn verify(command: &Verify) -> Result<(), Failure> {
     }
     let filter = filter(&command.range, &served);
     let mut comparison = verify::compare(&recomputed, &served.views, &filter);
-    if let (Some((counts, events)), true) = (aside, is_everything(&command.range)) {
+    if let Some((counts, events)) = aside {
         verify::compare_counts(&recomputed, &counts, &mut comparison);
         verify::compare_events(&recomputed, &events, &mut comparison);
     }
     report(&comparison, &recomputed, command.json)
 }
 
-/// Everything that a replay of the whole log shows: the rows, the counts, and the events that were
-/// set aside.
-fn replayed(config: &Config) -> Result<(Served, (Counts, Vec<ServedEvents>)), Failure> {
+/// Everything that a replay of the whole log shows.
+fn replayed(config: &Config) -> Result<(Served, Aside), Failure> {
     let host = again(config, None)?;
     host.engine().catch_up(PATIENCE).map_err(Failure::Use)?;
     let tables = &**host.tables();
@@ -114,12 +122,24 @@ pub(super) fn check_views(range: &Range, config: &Config) -> Result<(), Failure>
 
 /// All rows that a server shows, and the installation that it says it is.
 pub(super) fn shown(remote: &Remote, config: &Config) -> Result<(Served, String), Failure> {
-    Decided::new(&config.lateness(), &config.rollups)
-        .check(&config.data_dir)
-        .map_err(|e| Failure::Use(e.to_string()))?;
-    let (epoch, dimensions, installation) = visible(remote, config).map_err(Failure::Use)?;
-    let served = remote.served(&dimensions, epoch).map_err(Failure::Use)?;
-    Ok((served, installation))
+    let installation = installation_of(remote, config)?;
+    Ok((rows_shown(remote, config)?, installation))
+}
+
+fn rows_shown(remote: &Remote, config: &Config) -> Result<Served, Failure> {
+    let dimensions = dimensions(config);
+    of_one_epoch(|| remote.served(&dimensions, visible(remote)?)).map_err(Failure::Use)
+}
+
+/// Everything that a server shows, all as of one epoch.
+fn all_shown(remote: &Remote, config: &Config) -> Result<(Served, Aside), Failure> {
+    let dimensions = dimensions(config);
+    of_one_epoch(|| {
+        let (epoch, counts) = remote.counts()?;
+        let events = remote.served_events(epoch)?;
+        Ok((remote.served(&dimensions, epoch)?, (counts, events)))
+    })
+    .map_err(Failure::Use)
 }
 
 /// Rows of another installation would differ, and say nothing.
@@ -139,16 +159,25 @@ pub(super) fn check_installation(
     }
 }
 
-/// The epoch that a server shows, the dimensions of the views that it is configured with, and its
-/// installation.
-fn visible(remote: &Remote, config: &Config) -> Result<(Epoch, Dimensions, String), String> {
-    let status = remote.get("/v1/status")?;
+/// The epoch that a server shows.
+fn visible(remote: &Remote) -> Result<Epoch, Refused> {
+    let status = remote.ask("/v1/status")?;
     let epoch = status["epoch"].as_u64().filter(|&epoch| epoch > 0);
-    let epoch = epoch.ok_or_else(|| format!("the server shows no epoch yet: {status}"))?;
-    let dimensions =
-        each_view(config).map(|(rollup, _, name)| (name, rollup.dimensions.clone())).collect();
-    let installation = status["installation"].as_str().unwrap_or_default().to_owned();
-    Ok((epoch, dimensions, installation))
+    epoch.ok_or_else(|| Refused::Other(format!("the server shows no epoch yet: {status}")))
+}
+
+/// The dimensions of the views that a server is configured with.
+fn dimensions(config: &Config) -> Dimensions {
+    each_view(config).map(|(rollup, _, name)| (name, rollup.dimensions.clone())).collect()
+}
+
+/// The installation that a server says it is. What decides figures is to be as it was.
+fn installation_of(remote: &Remote, config: &Config) -> Result<String, Failure> {
+    Decided::new(&config.lateness(), &config.rollups)
+        .check(&config.data_dir)
+        .map_err(|e| Failure::Use(e.to_string()))?;
+    let status = remote.get("/v1/status").map_err(Failure::Use)?;
+    Ok(status["installation"].as_str().unwrap_or_default().to_owned())
 }
 
 /// The log through the engine again, up to an epoch or to its last one.

@@ -1,4 +1,12 @@
 //! A running server, asked over HTTP by a command.
+//!
+//! All that is compared has to be of one epoch, while the server closes ten a second: rows and
+//! lists are asked for as of it, and an epoch that leaves the history meanwhile is told apart from
+//! everything else that a server may refuse, so that who asks begins anew at a newer one
+//! ([`of_one_epoch`]). The counts are of the newest epoch always, and do not say of which: they are
+//! taken between two answers that are of the same one.
+
+mod aside;
 
 use serde_json::Value;
 use std::{collections::BTreeMap, time::Duration};
@@ -8,6 +16,42 @@ use crate::verify::{FIGURES, RowFigures, Served, Views};
 
 /// The longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often all is read anew when its epoch has gone.
+const ATTEMPTS: usize = 5;
+/// The codes of what is no longer there, but is at a newer epoch.
+const GONE: [&str; 2] = ["epoch_gone", "page_gone"];
+
+/// Why a server did not say what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// It no longer keeps the epoch.
+    Gone(String),
+    /// Anything else.
+    Other(String),
+}
+
+impl Refused {
+    fn text(self) -> String {
+        match self {
+            Refused::Gone(text) | Refused::Other(text) => text,
+        }
+    }
+}
+
+/// Reads what has to be of one epoch, and again where that has gone before all was read.
+pub(super) fn of_one_epoch<T>(mut read: impl FnMut() -> Result<T, Refused>) -> Result<T, String> {
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS {
+        match read() {
+            Err(Refused::Gone(said)) => last = said,
+            answer => return answer.map_err(Refused::text),
+        }
+    }
+    Err(format!(
+        "{ATTEMPTS} times an epoch left the history before all of it was read, the last time: \
+         {last}; let the server keep more with flow.history and flow.history_bytes_max"
+    ))
+}
 
 /// A server's address and how to talk to it.
 pub(super) struct Remote {
@@ -70,11 +114,23 @@ impl Remote {
 
     /// Asks for JSON; an answer other than 200 is an error.
     pub(super) fn get(&self, path: &str) -> Result<Value, String> {
-        let answer = self.send("GET", path, "application/json", b"")?;
-        if answer.status != 200 {
-            return Err(format!("{}{path}: {} {}", self.base, answer.status, answer.body));
+        self.ask(path).map_err(Refused::text)
+    }
+
+    /// The same, where what has gone is told apart.
+    pub(super) fn ask(&self, path: &str) -> Result<Value, Refused> {
+        let answer = self.send("GET", path, "application/json", b"").map_err(Refused::Other)?;
+        let url = format!("{}{path}", self.base);
+        let body = serde_json::from_str::<Value>(&answer.body);
+        match (answer.status, body) {
+            (200, Ok(body)) => Ok(body),
+            (200, Err(error)) => Err(Refused::Other(format!("{url}: {error}"))),
+            (status, body) => {
+                let said = format!("{url}: {status} {}", answer.body);
+                let is_gone = body.is_ok_and(|body| GONE.iter().any(|code| body["code"] == *code));
+                Err(if is_gone { Refused::Gone(said) } else { Refused::Other(said) })
+            }
         }
-        serde_json::from_str(&answer.body).map_err(|e| format!("{}{path}: {e}", self.base))
     }
 
     /// All rows of all tables of one epoch, as the server shows them.
@@ -82,7 +138,7 @@ impl Remote {
         &self,
         dimensions: &BTreeMap<String, Vec<String>>,
         epoch: Epoch,
-    ) -> Result<Served, String> {
+    ) -> Result<Served, Refused> {
         let mut views = Views::new();
         for (view, dimensions) in dimensions {
             let rows = views.entry(view.clone()).or_default();
@@ -93,9 +149,9 @@ impl Remote {
                     Some(token) => format!("&pageToken={token}"),
                 };
                 let path = format!("/v1/views/{view}?asOfEpoch={epoch}&limit=100000{page}");
-                let answer = self.get(&path)?;
+                let answer = self.ask(&path)?;
                 for row in answer["rows"].as_array().into_iter().flatten() {
-                    let (key, figures) = row_of(row, dimensions)?;
+                    let (key, figures) = row_of(row, dimensions).map_err(Refused::Other)?;
                     rows.insert(key, figures);
                 }
                 token = answer["nextPageToken"].as_str().map(str::to_owned);

@@ -76,6 +76,43 @@ fn a_server_that_shows_something_else_is_found_out() {
     assert!(!report["differences"].as_array().unwrap().is_empty(), "{report}");
 }
 
+/// All rows are the same, and yet an event ended another way there than here.
+#[test]
+fn a_server_that_lists_and_counts_something_else_is_found_out() {
+    let (home, other) = (Home::new(""), Home::new(""));
+    assert_eq!(with_some(&home).terminate().code(), Some(0));
+    copy_dir(&home.data(), &other.data());
+    let (mine, yours) = (home.start(), other.start());
+    let copy = |id: &str| {
+        let mut other = click(id, now_us());
+        other["priceMicros"] = json!(7);
+        other
+    };
+    yours.client().collect(&[copy("d1")]).expect(202);
+    yours.client().settled();
+    // Well ahead of the other, without a row that changes.
+    for n in 0..15 {
+        mine.client().collect(&[copy(&format!("d{n}"))]).expect(202);
+        mine.client().settled();
+    }
+    let (code, out, err) = home.run(&["verify", "--json", "--server", &url(&yours)]);
+    assert_eq!(code, Some(1), "{out}{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let views: Vec<&str> = report["differences"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|difference| difference["view"].as_str().unwrap())
+        .collect();
+    assert!(views.contains(&"quarantine"), "{report}");
+    let of_events = ["counts", "id_conflict", "quarantine"];
+    assert!(views.iter().all(|view| of_events.contains(view)), "{report}");
+    // Of some views alone only rows are asked for.
+    let rows = ["verify", "--view", "audience_minute", "--server", &url(&yours)];
+    let (code, out, err) = home.run(&rows);
+    assert_eq!(code, Some(0), "{out}{err}");
+}
+
 #[test]
 fn what_would_compare_nothing_or_the_wrong_thing_is_wrong_use() {
     let (home, stranger) = (Home::new(""), Home::new(""));

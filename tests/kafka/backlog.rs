@@ -70,6 +70,9 @@ fn what_others_left_before_the_first_start_goes_through_in_small_epochs() {
     server.kill();
     server = home.start();
     assert_eq!(server.client().settled(), all);
+    let url = format!("http://{}", server.client().address());
+    let (code, out, err) = home.run(&["verify", "--server", &url]);
+    assert_eq!(code, Some(0), "{out}\n{err}");
     assert!(server.terminate().success(), "{}", home.stderr());
     let (code, out, err) = home.run(&["verify"]);
     assert_eq!(code, Some(0), "{out}\n{err}");
