@@ -4,7 +4,11 @@
 //!
 //! A connection too many waits in the system's queue until another ends. One that has sent no head
 //! in time is closed, one that is idle between two requests too. One whose peer takes nothing any
-//! more is given up by the system (`TCP_USER_TIMEOUT`), also while nobody writes to it.
+//! more is given up by the system (`TCP_USER_TIMEOUT`), also while nobody writes to it; one whose
+//! peer takes a large answer too slowly is closed when the answer's time is over.
+
+#[cfg(test)]
+mod tests;
 
 use crate::unread;
 use axum::{
@@ -20,9 +24,10 @@ use rustix::{
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
 };
 use tower_service::Service;
+use trueup_queries::Unread;
 
 /// Descriptors that are left to the log, the listener and everything else.
 const DESCRIPTORS_KEPT: usize = 256;
@@ -93,14 +98,20 @@ fn converse<P: Clone + Send + Sync + 'static>(
         tracing::debug!(%error, "a connection ended before it began");
         return;
     }
+    let overdue = Arc::new(Notify::new());
+    let told_overdue = Arc::clone(&overdue);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         let mut app = app.clone();
+        let overdue = Arc::clone(&told_overdue);
         async move {
             let (head, body) = request.into_parts();
             let (lent, rest) = unread::lend(&head.headers, body);
             let mut answer = app.call(Request::from_parts(head, Body::new(lent))).await?;
             rest.end(&mut answer).await;
+            if let Some(unread) = answer.extensions_mut().remove::<Unread>() {
+                tokio::spawn(watch_over(unread, overdue));
+            }
             Ok::<_, Infallible>(answer)
         }
     });
@@ -109,7 +120,7 @@ fn converse<P: Clone + Send + Sync + 'static>(
         .header_read_timeout(limits.head_max)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    tokio::spawn(async move {
+    let conversation = async move {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -121,8 +132,21 @@ fn converse<P: Clone + Send + Sync + 'static>(
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke");
         }
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = conversation => {}
+            () = overdue.notified() => tracing::debug!("an answer was not read in its time"),
+        }
         drop(seat);
     });
+}
+
+/// Says when the time of an answer is over.
+async fn watch_over(unread: Unread, overdue: Arc<Notify>) {
+    if unread.is_overdue().await {
+        overdue.notify_one();
+    }
 }
 
 /// Waits for the word to close; a server that is gone says it too.

@@ -1,8 +1,9 @@
 //! How many queries run. A query that reads fourteen million rows takes a core for a while, so few
 //! run at the same time, some wait, and the rest is turned away at once with `429`: a queue that
-//! nobody will wait for helps nobody.
+//! nobody will wait for helps nobody. A query keeps its turn until there is room for its answer.
 
-use crate::limits::Limits;
+use crate::{answers::Answers, limits::Limits};
+use axum::response::Response;
 use std::{
     sync::{
         Arc,
@@ -18,6 +19,7 @@ use trueup_operators::problem::Problem;
 pub(crate) struct Gate {
     running: Arc<Semaphore>,
     inside: Arc<AtomicUsize>,
+    answers: Arc<Answers>,
     queries_max: usize,
     wait_ms_max: u64,
 }
@@ -36,9 +38,20 @@ impl Gate {
         Gate {
             running: Arc::new(Semaphore::new(limits.running_max.max(1))),
             inside: Arc::default(),
+            answers: Arc::new(Answers::new(limits)),
             queries_max: limits.queries_max,
             wait_ms_max: limits.wait_ms_max,
         }
+    }
+
+    /// Answers with the JSON that a query writes, as [`Gate::run`] runs it, if there is room for it.
+    pub(crate) async fn answer(
+        &self,
+        query: impl FnOnce() -> Result<String, Problem> + Send + 'static,
+    ) -> Result<Response, Problem> {
+        self.answers.check()?;
+        let answers = Arc::clone(&self.answers);
+        self.run(move || answers.admit(query()?)).await
     }
 
     /// Runs a query on a thread that may block, when its turn comes. A query whose asker has gone

@@ -4,11 +4,12 @@
 //! of one trait, [`Runtime`], which the server implements. Nothing here writes.
 //!
 //! Limits ([`Limits`]): rows of an answer and of a page, rows that an answer may look at, queries
-//! that wait and run, subscribers, and the rows of one message to a subscriber. Each has an answer
-//! of its own when it is reached.
+//! that wait and run, bytes of answers that are not read yet, subscribers, and the rows of one
+//! message to a subscriber. Each has an answer of its own when it is reached.
 //!
 //! [`Tables`]: trueup_sinks::Tables
 
+mod answers;
 mod dashboard;
 mod gate;
 mod json;
@@ -24,6 +25,7 @@ mod subscribe;
 mod token;
 mod views;
 
+pub use answers::{Reading, Unread};
 pub use limits::Limits;
 pub use problems::{unknown_method, unknown_route};
 pub use runtime::Runtime;

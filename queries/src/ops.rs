@@ -86,10 +86,12 @@ pub(crate) async fn event(
         return Err(unknown(format!("an event id has at most {EVENT_ID_BYTES_MAX} bytes")));
     }
     let runtime = Arc::clone(&queries.runtime);
-    let asked = id.clone();
-    let life = queries.gate.run(move || runtime.event(&asked)).await?;
-    life.map(|life| json(life.to_string()))
-        .ok_or_else(|| unknown(format!("no event `{id}` is known")))
+    let answer = queries.gate.answer(move || {
+        let life = runtime.event(&id)?;
+        life.map(|life| life.to_string())
+            .ok_or_else(|| unknown(format!("no event `{id}` is known")))
+    });
+    answer.await
 }
 
 /// `GET /openapi.json`: every route of the server, the collector's too.

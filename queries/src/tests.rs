@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod routes;
+mod unread;
 
 use crate::{Limits, Queries, Runtime, router, unknown_method, unknown_route};
 use serde_json::{Value, json};

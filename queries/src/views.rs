@@ -8,7 +8,7 @@ use crate::{
     json::{Shape, push_text, view_rows},
     params::{self, Name, Params, nearest},
     problems::wrong,
-    server::{Queries, json},
+    server::Queries,
     token::Token,
 };
 use axum::{
@@ -46,7 +46,7 @@ pub(crate) async fn list(State(queries): State_, headers: HeaderMap, uri: Uri) -
     queries.check(&headers, Action::Read)?;
     Params::of(&uri)?.finish()?;
     let asked = Arc::clone(&queries);
-    let body = queries.gate.run(move || {
+    let answer = queries.gate.answer(move || {
         let tables = &asked.tables;
         let (at, counts) = tables.row_counts().map_err(|e| asked.of_read(e))?;
         let catalog = tables.catalog();
@@ -57,7 +57,7 @@ pub(crate) async fn list(State(queries): State_, headers: HeaderMap, uri: Uri) -
             .collect();
         Ok(value!({ "views": views, "asOfEpoch": at.epoch }).to_string())
     });
-    Ok(json(body.await?))
+    answer.await
 }
 
 fn describe(catalog: &Catalog, view: &View, rows: u64) -> Value {
@@ -199,7 +199,7 @@ async fn table_page(
     ask: Ask,
 ) -> Answer {
     let asked = Arc::clone(&queries);
-    let body = queries.gate.run(move || {
+    let answer = queries.gate.answer(move || {
         let tables = &asked.tables;
         let from = ask.token.map(|t| Place {
             bucket: Bucket(t.place[0] as u32 as i32),
@@ -222,7 +222,7 @@ async fn table_page(
         body.push_str(&format!(",\"asOfEpoch\":{epoch},\"nextPageToken\":{next}}}"));
         Ok(body)
     });
-    Ok(json(body.await?))
+    answer.await
 }
 
 /// What the rows of a table look like.
@@ -233,7 +233,7 @@ pub(crate) fn shape(catalog: &Catalog, table: TableId) -> Shape {
 
 async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask) -> Answer {
     let asked = Arc::clone(&queries);
-    let body = queries.gate.run(move || {
+    let answer = queries.gate.answer(move || {
         let before = ask.token.map(|t| key_of(t.place));
         let page = asked.tables.incidents(&fates, ask.epoch, before, ask.limit);
         let page = page.map_err(|e| asked.of_read(e))?;
@@ -248,7 +248,7 @@ async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask) -> Answer
             "{{\"rows\":{rows},\"total\":{total},\"asOfEpoch\":{epoch},\"nextPageToken\":{next}}}"
         ))
     });
-    Ok(json(body.await?))
+    answer.await
 }
 
 /// An event that did not count, as a row.

@@ -18,7 +18,7 @@ use crate::{
     json::{ReportExtras, Rows, Shape, push_seconds, push_text},
     params::{Name, Params},
     problems::wrong,
-    server::{Queries, json},
+    server::Queries,
     token::Token,
 };
 use axum::{
@@ -98,7 +98,7 @@ pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) ->
     let window_us = span(params.text("window")?.as_deref().unwrap_or("5m"))?;
     let limit = params.limit(10, queries.limits.page_rows_max)?;
     let asked = Arc::clone(&queries);
-    let body = queries.gate.run(move || {
+    let answer = queries.gate.answer(move || {
         let tables = &asked.tables;
         // The turn has come: the window ends now, and the sum is free to choose its epoch.
         let at = tables.visible().ok_or_else(|| asked.of_read(ReadError::NotReady))?;
@@ -121,7 +121,7 @@ pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) ->
         body.push('}');
         Ok(body)
     });
-    Ok(json(body.await?))
+    answer.await
 }
 
 /// The window ends with the minute that the log is complete to.
@@ -141,7 +141,7 @@ async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> An
     plan.query.epoch = token.map(|t| t.epoch).or(epoch);
     let skip = token.map_or(0, |t| t.place[0] as usize);
     let asked = Arc::clone(&queries);
-    let body = queries.gate.run(move || {
+    let answer = queries.gate.answer(move || {
         let summed = plan.sum(&asked)?;
         let rows: Vec<RowRef<'_>> =
             summed.rows.rows().filter(|row| plan.shows(row, summed.at)).collect();
@@ -160,7 +160,7 @@ async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> An
         body.push('}');
         Ok(body)
     });
-    Ok(json(body.await?))
+    answer.await
 }
 
 fn write_rows(
