@@ -39,12 +39,15 @@ const LAG_US: i64 = 1_500_000;
 pub(crate) struct FakeRuntime {
     pub(crate) unready: AtomicBool,
     pub(crate) hides: AtomicBool,
+    /// Whether the log has deleted all events.
+    pub(crate) deleted: AtomicBool,
     pub(crate) now_us: std::sync::atomic::AtomicI64,
 }
 
 impl ReadEvents for FakeRuntime {
     fn event_json(&self, position: Position) -> Result<Value, String> {
         match position.offset {
+            _ if self.deleted.load(Ordering::Relaxed) => Err("it was deleted".into()),
             13 => Err("offset 13 is no longer in the log".into()),
             offset => Ok(json!({ "eventId": format!("e{offset}") })),
         }
@@ -125,23 +128,23 @@ impl Fixture {
         tokens: Vec<Token>,
         history_bytes_max: usize,
     ) -> Fixture {
-        Fixture::over(RollupSpec::ad_defaults(), limits, tokens, history_bytes_max).await
+        let settings = |views| ViewSettings { history_bytes_max, ..views };
+        Fixture::over(RollupSpec::ad_defaults(), limits, tokens, settings).await
     }
 
-    /// The same, over rollups of its own.
+    /// The same, over rollups of its own and views with other settings.
     pub(crate) async fn over(
         rollups: Vec<RollupSpec>,
         limits: Limits,
         tokens: Vec<Token>,
-        history_bytes_max: usize,
+        settings: impl FnOnce(ViewSettings) -> ViewSettings,
     ) -> Fixture {
         let lateness = Lateness {
             allowed_lateness_us: 5 * MINUTE_US,
             correction_horizon_us: 24 * HOUR_US,
             future_skew_us_max: 5 * MINUTE_US,
         };
-        let settings =
-            ViewSettings { history_bytes_max, ..ViewSettings::new(2, rollups, lateness) };
+        let settings = settings(ViewSettings::new(2, rollups, lateness));
         let symbols = Arc::new(Symbols::default());
         let views = Views::new(settings, Arc::clone(&symbols));
         let sinks = vec![views.shard(0), views.shard(1)];

@@ -251,18 +251,29 @@ async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask) -> Answer
     answer.await
 }
 
-/// An event that did not count, as a row.
-pub(crate) fn event_row<R: ReadEvents + ?Sized>(events: &R, incident: &Incident) -> Value {
+/// An event that did not count, as a row with what the log has of it now.
+fn event_row<R: ReadEvents + ?Sized>(events: &R, incident: &Incident) -> Value {
+    let mut out = place_row(incident);
+    add_event(events, incident, &mut out);
+    out
+}
+
+/// An event that did not count, as far as nothing ever changes: all but what is read of the log.
+pub(crate) fn place_row(incident: &Incident) -> Value {
     let Position { offset, row, .. } = incident.position;
     let (topic, partition) = incident.position.place();
-    let mut out = value!({
+    value!({
         "reason": incident.fate.code(),
         "topic": topic.name(),
         "partition": partition,
         "offset": offset,
         "row": row,
         "logTime": format_rfc3339(incident.log_time.0),
-    });
+    })
+}
+
+/// Adds what the log has of an event, or why it has nothing any more.
+pub(crate) fn add_event<R: ReadEvents + ?Sized>(events: &R, incident: &Incident, out: &mut Value) {
     match events.event_json(incident.position) {
         Ok(event) => out["event"] = event,
         Err(error) => {
@@ -270,7 +281,6 @@ pub(crate) fn event_row<R: ReadEvents + ?Sized>(events: &R, incident: &Incident)
             out["eventError"] = error.into();
         }
     }
-    out
 }
 
 fn place_of((epoch, position): (u64, Position)) -> [u64; 3] {

@@ -74,7 +74,7 @@ async fn fewer_dimensions_are_sums_and_versions_add_up() {
 /// many: those are folded.
 async fn folded(rollups: &[(&str, &[&str])]) -> Fixture {
     let specs = rollups.iter().map(|(name, dimensions)| RollupSpec::new(name, dimensions));
-    let mut f = Fixture::over(specs.collect(), Limits::default(), vec![], 1 << 20).await;
+    let mut f = Fixture::over(specs.collect(), Limits::default(), vec![], |views| views).await;
     let at = "2026-04-27T11:59:59Z";
     let mut rows = Vec::new();
     for (rollup, (_, dimensions)) in (0..).zip(rollups) {

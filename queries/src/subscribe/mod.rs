@@ -6,6 +6,10 @@
 //! event: progress   {"epoch":9,"logTime":"…"}
 //! ```
 //!
+//! Rows of a list of events are where an event is, why and when, and no more: the log may have
+//! deleted an event by the time that its row is taken back. What it says stands beside its row
+//! when the row comes, in `events` of a snapshot and in `event` of an update.
+//!
 //! Adding up the snapshot and the diffs gives the view at each `progress`. A snapshot or a diff
 //! that is too large for one message comes in several; `last` says where it ends. Only then does a
 //! message carry the epoch as its `id`, so whoever comes back with `Last-Event-ID` gets everything
@@ -441,11 +445,21 @@ impl Work {
         match &self.shape {
             Some(shape) => view_rows(shape, self.tables.symbols(), &self.rows, out),
             None => {
-                let row = |(_, i): &(i8, Incident)| views::event_row(self.runtime.as_ref(), i);
+                let row = |(_, i): &(i8, Incident)| views::place_row(i);
                 let rows: Vec<_> = self.incidents.iter().map(row).collect();
+                let events: Vec<_> = self.incidents.iter().map(|(_, i)| self.event(i)).collect();
                 out.push_str(&serde_json::Value::from(rows).to_string());
+                out.push_str(",\"events\":");
+                out.push_str(&serde_json::Value::from(events).to_string());
             }
         }
+    }
+
+    /// What the log has of an event: `{"event":…}`, and why if that is nothing.
+    fn event(&self, incident: &Incident) -> serde_json::Value {
+        let mut out = serde_json::json!({});
+        views::add_event(self.runtime.as_ref(), incident, &mut out);
+        out
     }
 
     fn write_updates(&mut self, out: &mut String) {
@@ -459,9 +473,14 @@ impl Work {
             }
         } else {
             for (i, (diff, incident)) in self.incidents.iter().enumerate() {
-                let row = views::event_row(self.runtime.as_ref(), incident);
-                let comma = if i > 0 { "," } else { "" };
-                out.push_str(&format!("{comma}{{\"row\":{row},\"diff\":{diff}}}"));
+                let mut update = serde_json::json!({
+                    "row": views::place_row(incident), "diff": diff,
+                });
+                if *diff > 0 {
+                    views::add_event(self.runtime.as_ref(), incident, &mut update);
+                }
+                out.push_str(if i > 0 { "," } else { "" });
+                out.push_str(&update.to_string());
             }
         }
         out.push(']');

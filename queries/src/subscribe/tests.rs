@@ -364,12 +364,15 @@ async fn lists_of_events_can_be_followed() {
     f.epoch(&[], &[incident(Fate::Conflict, 1)]);
     let path = "/v1/views/quarantine/subscribe";
     let mut reader = Reader::open(&f, path, &[]).await;
-    assert_eq!(reader.news().await.data["rows"][0]["event"], json!({ "eventId": "e1" }));
+    let snapshot = reader.news().await.data;
+    assert_eq!(snapshot["rows"][0]["offset"], 1);
+    assert_eq!(snapshot["events"], json!([{ "event": { "eventId": "e1" } }]));
     f.epoch(&[], &[incident(Fate::TooLate, 2), incident(Fate::Quarantined, 3)]);
     let diff = reader.news().await;
     let updates = diff.data["updates"].as_array().unwrap();
     assert_eq!((updates.len(), &updates[0]["diff"]), (1, &json!(1)));
     assert_eq!(updates[0]["row"]["reason"], "unknown_schema_version");
+    assert_eq!(updates[0]["event"], json!({ "eventId": "e3" }));
     let path = format!("{path}?filter=reason:id_conflict");
     let mut reader = Reader::open(&f, &path, &[]).await;
     assert_eq!(reader.news().await.data["rows"].as_array().unwrap().len(), 1);
@@ -557,4 +560,39 @@ async fn cut_off_a_hundred_times_the_sum_is_the_view() {
     }
     assert!(checked > 100, "only {checked} epochs were checked");
     assert!(f.frontier_us > time("2026-04-27T12:05:00Z"), "states changed on the way");
+}
+
+/// What is pushed out of a full list is taken back, though the log no longer has the event.
+#[tokio::test]
+async fn lists_add_up_whatever_the_log_has_deleted() {
+    let settings = |views| trueup_sinks::ViewSettings { incidents_max: 3, ..views };
+    let rollups = RollupSpec::ad_defaults();
+    let mut f = Fixture::over(rollups, Limits::default(), vec![], settings).await;
+    let at = |offset| incident(Fate::Conflict, offset);
+    f.epoch(&[], &[at(1), at(2), at(3)]);
+    let mut reader = Reader::open(&f, "/v1/views/quarantine/subscribe", &[]).await;
+    let snapshot = reader.news().await.data;
+    let mut sum = BTreeMap::<String, i64>::new();
+    for row in snapshot["rows"].as_array().unwrap() {
+        *sum.entry(row.to_string()).or_default() += 1;
+    }
+    assert_eq!(sum.len(), 3);
+    for (offset, is_deleted) in [(4, false), (5, true), (6, false)] {
+        f.runtime.deleted.store(is_deleted, std::sync::atomic::Ordering::Relaxed);
+        f.epoch(&[], &[at(offset)]);
+        for update in reader.news().await.data["updates"].as_array().unwrap() {
+            let diff = update["diff"].as_i64().unwrap();
+            *sum.entry(update["row"].to_string()).or_default() += diff;
+            let event = if is_deleted { Value::Null } else { json!(format!("e{offset}")) };
+            assert_eq!(update["event"]["eventId"], if diff > 0 { event } else { Value::Null });
+        }
+        sum.retain(|_, count| *count != 0);
+        let mut rows = f.rows("/v1/views/quarantine").await;
+        for row in &mut rows {
+            let row = row.as_object_mut().unwrap();
+            row.retain(|column, _| !["event", "eventError"].contains(&column.as_str()));
+        }
+        let view: BTreeMap<_, _> = rows.iter().map(|row| (row.to_string(), 1)).collect();
+        assert_eq!(sum, view);
+    }
 }
