@@ -453,6 +453,7 @@ impl Config {
         }
         self.check_cluster()?;
         self.check_changelog()?;
+        self.queries.check().map_err(|e| ConfigError(e.to_string()))?;
         self.collector().check().map_err(|e| ConfigError(format!("`[limits]`: {e}")))?;
         trueup_operators::rollup::check_ad_rollups(&self.rollups, crate::ads::AD_DIMENSIONS_MAX)
             .map_err(|problem| ConfigError(problem.to_string()))

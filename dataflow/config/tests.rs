@@ -70,6 +70,20 @@ fn what_does_not_go_together_is_refused() {
     assert!(error.contains("checkpoint.kept") && error.contains("2 to 1000"), "{error}");
     let error = check("[server]\nlisten = \"0.0.0.0:80\"").unwrap_err();
     assert!(error.contains("token"), "{error}");
+    for (queries, said) in [
+        ("page_rows_max = 0", "`queries.page_rows_max` is 0; give 1 to 100000000"),
+        ("unread_ms_max = 0", "`queries.unread_ms_max` is 0; give 1 to 3600000"),
+        (
+            "subscribers_max = 9223372036854775807",
+            "`queries.subscribers_max` is 9223372036854775807; give 0 to 1000000",
+        ),
+        (
+            "answer_bytes_in_flight_max = \"64KiB\"",
+            "`queries.answer_bytes_in_flight_max` is 65536; give 1048576 to 1099511627776",
+        ),
+    ] {
+        assert_eq!(check(&format!("[queries]\n{queries}")).unwrap_err(), said);
+    }
     let tokens = "[auth]\ntokens = [ { token = \"short\", role = \"reader\" } ]";
     check(tokens).unwrap();
     let error = check(&format!("{tokens}\n[server]\nlisten = \"0.0.0.0:80\"")).unwrap_err();

@@ -26,7 +26,7 @@ mod token;
 mod views;
 
 pub use answers::{Reading, Unread};
-pub use limits::Limits;
+pub use limits::{InvalidLimit, Limits};
 pub use problems::{unknown_method, unknown_route};
 pub use runtime::Runtime;
 pub use server::{Queries, router};

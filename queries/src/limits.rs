@@ -1,4 +1,5 @@
-//! What one request, and all of them together, may take.
+//! What one request, and all of them together, may take. A limit that cannot be meant (pages of no
+//! rows, more seats than there can be) is refused before anything begins, by name.
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
@@ -55,6 +56,62 @@ impl Default for Limits {
     }
 }
 
+/// A limit that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidLimit {
+    /// The key.
+    pub name: &'static str,
+    /// Its value.
+    pub value: u64,
+    /// The lowest that can be used.
+    pub min: u64,
+    /// The highest that can be used.
+    pub max: u64,
+}
+
+impl std::fmt::Display for InvalidLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let InvalidLimit { name, value, min, max } = self;
+        write!(f, "`queries.{name}` is {value}; give {min} to {max}")
+    }
+}
+
+impl std::error::Error for InvalidLimit {}
+
+impl Limits {
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// Names the first that cannot be used.
+    pub fn check(&self) -> Result<(), InvalidLimit> {
+        let (count_max, rows_max, hour_ms) = (1_000_000, 100_000_000, 3_600_000);
+        for (name, value, min, max) in [
+            ("range_buckets_max", u64::from(self.range_buckets_max), 1, rows_max),
+            ("rows_max", self.rows_max as u64, 1, rows_max),
+            ("page_rows_default", self.page_rows_default as u64, 1, rows_max),
+            ("page_rows_max", self.page_rows_max as u64, 1, rows_max),
+            ("scan_rows_max", self.scan_rows_max, 1, 1 << 40),
+            ("running_max", self.running_max as u64, 1, 1_024),
+            ("queries_max", self.queries_max as u64, 1, count_max),
+            ("wait_ms_max", self.wait_ms_max, 0, hour_ms),
+            // Less has no room for one page of rows beside the answers that are always small.
+            ("answer_bytes_in_flight_max", self.answer_bytes_in_flight_max as u64, MIB, 1 << 40),
+            ("answer_ms_max", self.answer_ms_max, 1, 24 * hour_ms),
+            // None: nobody may subscribe.
+            ("subscribers_max", self.subscribers_max as u64, 0, count_max),
+            ("message_rows_max", self.message_rows_max as u64, 1, count_max),
+            ("unread_ms_max", self.unread_ms_max, 1, hour_ms),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err(InvalidLimit { name, value, min, max });
+            }
+        }
+        Ok(())
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
 /// Bytes, as a number or as text with a unit.
 fn size<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
     #[derive(Deserialize)]
@@ -85,6 +142,18 @@ fn size<'de, D: Deserializer<'de>>(from: D) -> Result<usize, D::Error> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_defaults_pass_and_what_cannot_be_meant_is_named() {
+        assert_eq!(Limits::default().check(), Ok(()));
+        let limits = Limits { page_rows_max: 0, ..Limits::default() };
+        let error = limits.check().unwrap_err().to_string();
+        assert_eq!(error, "`queries.page_rows_max` is 0; give 1 to 100000000");
+        let limits = Limits { subscribers_max: i64::MAX as usize, ..Limits::default() };
+        assert_eq!(limits.check().unwrap_err().name, "subscribers_max");
+        let limits = Limits { answer_bytes_in_flight_max: 4_096, ..Limits::default() };
+        assert_eq!(limits.check().unwrap_err().min, 1 << 20);
+    }
 
     #[test]
     fn sizes_are_numbers_or_have_a_unit() {

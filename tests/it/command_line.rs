@@ -43,7 +43,7 @@ fn the_effective_configuration_is_printed_and_can_be_read_again() {
 
 #[test]
 fn wrong_use_ends_with_2_and_says_what_is_wrong() {
-    let cases: [(&str, &str); 8] = [
+    let cases: [(&str, &str); 12] = [
         ("[time]\nallowed_latenes = \"5m\"\n", "did you mean `allowed_lateness`?"),
         ("[time]\ntick = \"soon\"\n", "`soon`"),
         ("[time]\nallowed_lateness = \"2d\"\n", "correction_horizon"),
@@ -52,6 +52,10 @@ fn wrong_use_ends_with_2_and_says_what_is_wrong() {
         ("[limits]\nbody_bytes_max = \"many\"\n", "many"),
         ("[limits]\npixel_linger_ms = 5000\n", "pixel_linger_ms"),
         ("[limits]\nfuture_skew_us_max = 5\n", "future_skew_us_max"),
+        ("[queries]\npage_rows_max = 0\n", "`queries.page_rows_max` is 0; give 1 to"),
+        ("[queries]\nunread_ms_max = 0\n", "`queries.unread_ms_max` is 0; give 1 to"),
+        ("[queries]\nsubscribers_max = 9223372036854775807\n", "`queries.subscribers_max` is 92"),
+        ("[queries]\nanswer_bytes_in_flight_max = \"lots\"\n", "`lots` is no size"),
     ];
     for (config, named) in cases {
         let home = Home::new(config);

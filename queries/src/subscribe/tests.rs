@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 use trueup_operators::{
-    change::Incident, event::Fate, feed::EpochTimes, hash::mix, time::MINUTE_US,
+    change::Incident, event::Fate, feed::EpochTimes, hash::mix, rollup::RollupSpec, time::MINUTE_US,
 };
 use trueup_sinks::{Filter, Follow, ReadError, RowBlock, Start, Step, Tables};
 
