@@ -7,6 +7,7 @@
 //! more is given up by the system (`TCP_USER_TIMEOUT`), also while nobody writes to it; one whose
 //! peer takes a large answer too slowly is closed when the answer's time is over.
 
+mod seated;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use rustix::{
     net::sockopt,
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
+use seated::Seated;
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -77,7 +79,7 @@ pub(crate) async fn serve(
     }
     drop(listener);
     closing.send_replace(true);
-    // All seats are free once the last connection has ended; the semaphore is never closed.
+    // All seats are free once the last socket is closed; the semaphore is never closed.
     drop(seats.acquire_many(seats_max).await);
 }
 
@@ -118,7 +120,7 @@ fn converse<P: Clone + Send + Sync + 'static>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_max)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Seated::new(stream, seat)), service)
         .with_upgrades();
     let conversation = async move {
         let mut connection = pin!(connection);
@@ -138,7 +140,6 @@ fn converse<P: Clone + Send + Sync + 'static>(
             () = conversation => {}
             () = overdue.notified() => tracing::debug!("an answer was not read in its time"),
         }
-        drop(seat);
     });
 }
 

@@ -1,7 +1,8 @@
-//! What an answer's time is worth, on real sockets.
+//! What holds a seat, and what an answer's time is worth, on real sockets.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use axum::{
+    extract::ws::{WebSocket, WebSocketUpgrade},
     response::Response,
     routing::get,
 };
@@ -27,8 +28,9 @@ impl AsRef<[u8]> for Large {
     }
 }
 
-/// A server that answers and has a large answer that must be read in a time.
+/// A server that answers, is subscribed to, and has a large answer that must be read in a time.
 async fn started(connections_max: usize, read_max: Duration) -> (SocketAddr, oneshot::Sender<()>) {
+    let follow = async |mut socket: WebSocket| while let Some(Ok(_)) = socket.recv().await {};
     let large = move || async move {
         let (reading, unread) = Unread::within(read_max);
         let bytes = Bytes::from_owner(Large(vec![b'x'; LARGE_BYTES], reading));
@@ -38,6 +40,7 @@ async fn started(connections_max: usize, read_max: Duration) -> (SocketAddr, one
     };
     let app = axum::Router::new()
         .route("/", get(async || "here"))
+        .route("/follow", get(async move |up: WebSocketUpgrade| up.on_upgrade(follow)))
         .route("/large", get(large));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
@@ -61,6 +64,31 @@ async fn ask(at: SocketAddr, path: &str, headers: &str) -> (TcpStream, String) {
         line.push(stream.read_u8().await.unwrap());
     }
     (stream, String::from_utf8(line).unwrap())
+}
+
+async fn follow(at: SocketAddr) -> TcpStream {
+    let headers = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                   sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let (stream, line) = ask(at, "/follow", headers).await;
+    assert!(line.starts_with("HTTP/1.1 101 "), "{line}");
+    stream
+}
+
+#[tokio::test]
+async fn a_websocket_holds_its_seat_until_it_is_closed() {
+    // What a machine grants is more than the least of all limits.
+    let (at, _stop) = started(3, WAIT).await;
+    let mut followers = Vec::new();
+    for _ in 0..3 {
+        followers.push(follow(at).await);
+    }
+    let mut fourth = Box::pin(ask(at, "/", ""));
+    let early = timeout(Duration::from_millis(500), &mut fourth).await;
+    assert!(early.is_err(), "it is answered beside three that have all seats: {early:?}");
+    drop(followers.pop());
+    let (_, line) = timeout(WAIT, fourth).await.expect("a seat that is free is given");
+    assert!(line.starts_with("HTTP/1.1 200 "), "{line}");
+    assert_eq!(followers.len(), 2);
 }
 
 #[tokio::test]
