@@ -1,6 +1,8 @@
 //! One event, read back from the log and written as its sender would know it: what
 //! `/v1/quarantine`, `late_events` and `GET /v1/events/{id}` show.
 
+mod frames;
+
 use crate::{ads::AdBatch, ipc};
 use arrow_array::{
     Array, ArrayRef, RecordBatch,
@@ -8,13 +10,14 @@ use arrow_array::{
     types::{Int64Type, TimestampMicrosecondType, UInt8Type, UInt16Type},
 };
 use arrow_schema::DataType;
+use frames::{Frames, ReadBack};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use trueup_collector::DERIVED;
 use trueup_operators::{
     event::{EventBatch, EventType, Position, columns},
     hash::IdHash,
-    log::{Frame, Log, Topic, read_frame},
+    log::{Frame, Log, Topic},
     symbols::Symbols,
     time::{LogTime, format_rfc3339},
 };
@@ -25,6 +28,7 @@ const SHOWN_BYTES_MAX: usize = 1_024;
 /// Reads single events back from a log.
 pub struct Lives {
     log: Arc<dyn Log>,
+    frames: Frames,
 }
 
 /// An event as the log holds it.
@@ -40,7 +44,7 @@ pub struct Recorded {
 impl Lives {
     /// Over this log.
     pub fn new(log: Arc<dyn Log>) -> Lives {
-        Lives { log }
+        Lives { log, frames: Frames::default() }
     }
 
     /// What to show of the event at a position. In a log that others append to that may be a
@@ -50,21 +54,21 @@ impl Lives {
     /// # Errors
     /// As [`Lives::at`].
     pub fn shown(&self, position: Position) -> Result<Map<String, Value>, String> {
-        let Position { offset, row, .. } = position;
-        let (topic, partition) = position.place();
-        let frame = read_frame(&*self.log, topic, partition, offset);
-        let frame = frame.map_err(|e| e.to_string())?;
+        let row = position.row;
+        let (topic, _) = position.place();
+        let read = self.frames.read(&*self.log, position)?;
+        let frame = &read.frame;
         let fault = match &frame.foreign {
             // Not even looked at: its payload is whatever somebody wrote.
             Some(foreign) => foreign.to_string(),
-            None if topic == Topic::Verdicts => match crate::worker::verdicts_of(&frame) {
+            None if topic == Topic::Verdicts => match crate::worker::verdicts_of(frame) {
                 Ok(_) => "it was listed, and nothing is wrong with it".to_owned(),
                 Err(fault) => fault,
             },
             None if topic != Topic::Events => {
                 "it was listed, and the log says that it is one of ours".to_owned()
             }
-            None => match self.event_of(&frame, row) {
+            None => match self.event_of(&read, row) {
                 Ok(event) => return Ok(event),
                 Err(fault) if !self.log.is_shared() => return Err(fault),
                 Err(fault) => fault,
@@ -79,11 +83,11 @@ impl Lives {
 
     /// The event of a row. Of a shared log a frame may look like events and be none, for its
     /// prices; it is then set aside as a whole, under its first row.
-    fn event_of(&self, frame: &Frame, row: u16) -> Result<Map<String, Value>, String> {
+    fn event_of(&self, read: &ReadBack, row: u16) -> Result<Map<String, Value>, String> {
         if self.log.is_shared() && row == 0 {
-            AdBatch::decode(frame, &Symbols::default()).map_err(|error| error.to_string())?;
+            AdBatch::decode(&read.frame, &Symbols::default()).map_err(|error| error.to_string())?;
         }
-        recorded(frame, row.into()).map(|recorded| recorded.event)
+        recorded(read, row.into()).map(|recorded| recorded.event)
     }
 
     /// The event at a position of the events topic.
@@ -92,17 +96,17 @@ impl Lives {
     /// When the log no longer has it, or it cannot be read.
     pub fn at(&self, position: Position) -> Result<Recorded, String> {
         let Position { offset, row, .. } = position;
-        let (topic, partition) = position.place();
+        let (topic, _) = position.place();
         if topic != Topic::Events {
             return Err(format!("what is in {} at offset {offset} is no event", topic.name()));
         }
-        let frame = read_frame(&*self.log, Topic::Events, partition, offset);
-        recorded(&frame.map_err(|e| e.to_string())?, row.into())
+        let read = self.frames.read(&*self.log, position)?;
+        recorded(&read, row.into())
     }
 }
 
-fn recorded(frame: &Frame, row: usize) -> Result<Recorded, String> {
-    let batch = ipc::decode(frame).map_err(|e| e.to_string())?;
+fn recorded(read: &ReadBack, row: usize) -> Result<Recorded, String> {
+    let batch = read.batch()?;
     if row >= batch.num_rows() {
         return Err(format!("the frame has {} rows, not row {row}", batch.num_rows()));
     }
@@ -110,7 +114,7 @@ fn recorded(frame: &Frame, row: usize) -> Result<Recorded, String> {
         .column_by_name(columns::ID_HASH)
         .and_then(|c| c.as_fixed_size_binary_opt())
         .and_then(|c| c.value(row).try_into().ok());
-    Ok(Recorded { event: fields(&batch, row), log_time: frame.log_time, id_hash })
+    Ok(Recorded { event: fields(batch, row), log_time: read.frame.log_time, id_hash })
 }
 
 /// The earliest event time of a frame, µs.
