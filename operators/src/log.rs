@@ -312,9 +312,9 @@ pub trait Log: Send + Sync + 'static {
         None
     }
 
-    /// Reads the frame that begins at an offset once more, for its rows: each is where it was. Where
-    /// frames are put together from many messages it may have more rows than it had, and its log
-    /// time is that of the first.
+    /// Reads the frame that begins at an offset once more, for its rows: each is where it was.
+    /// Where frames are put together from many messages it may have more rows than it had, and its
+    /// log time is that of the first.
     ///
     /// # Errors
     /// As [`Log::read`].

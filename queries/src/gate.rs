@@ -44,7 +44,7 @@ impl Gate {
         }
     }
 
-    /// Answers with the JSON that a query writes, as [`Gate::run`] runs it, if there is room for it.
+    /// Answers with the JSON that a query writes, if there is room for it: [`Gate::run`] runs it.
     pub(crate) async fn answer(
         &self,
         query: impl FnOnce() -> Result<String, Problem> + Send + 'static,

@@ -3,14 +3,14 @@
 //! for `operators/tests/ledger_reference`.
 
 use super::{
-    Dice,
+    Dice, judge,
     rules::{Events, LATENESS, Log, NOON},
 };
 use crate::{
     event::Target,
     feed::{EpochTimes, ImageKind, Judgement, Located},
     hash::{IdHash, VNODES},
-    ledger::{Ledger, LedgerImage, LedgerSettings},
+    ledger::{Ledger, LedgerImage, LedgerSettings, Ledgered},
     time::{LogTime, MINUTE_US},
 };
 use std::sync::Arc;
