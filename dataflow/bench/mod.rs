@@ -20,6 +20,9 @@ use client::Media;
 use crate::{config::Span, engine::EngineSettings};
 use std::path::PathBuf;
 
+/// What is run unless it is said.
+const QUERIES: [Query; 3] = [Query::Q1, Query::Q1Three, Query::Q1Plus];
+
 /// What is measured, and on how much.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Bench {
@@ -57,7 +60,7 @@ pub struct Bench {
     #[arg(long, env = "TRUEUP_RUNS", default_value_t = 3)]
     pub runs: usize,
     /// What is run.
-    #[arg(long, env = "TRUEUP_QUERY", value_enum, default_values_t = [Query::Q1, Query::Q1Three, Query::Q1Plus])]
+    #[arg(long, env = "TRUEUP_QUERY", value_enum, default_values_t = QUERIES)]
     pub query: Vec<Query>,
     /// Where servers keep their logs; the system's directory for temporary files if not given.
     #[arg(long, env = "TRUEUP_SCRATCH")]

@@ -185,8 +185,8 @@ pub fn compare_counts(recomputed: &Recomputed, engine: &Counts, comparison: &mut
 }
 
 /// Adds the events that did not count, those that the engine still lists. One that it lists and
-/// should not is a difference; one that it does not list is, unless it lists fewer of that fate than
-/// there were.
+/// should not is a difference; one that it does not list is, unless it lists fewer of that fate
+/// than there were.
 pub fn compare_events(
     recomputed: &Recomputed,
     engine: &[ServedEvents],

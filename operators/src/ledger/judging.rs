@@ -7,10 +7,10 @@
 //! impression) reads nothing.
 //!
 //! One verdict on an impression that a broken sender gives to all its events can change events in
-//! every batch of the horizon, which no memory holds together. So what was collected is carried
-//! out in steps of some [`STEP_ROWS`] rows that are read back, between which those who sum it up take it and
-//! let it go. Nothing else may come to the ledger until the last step: not an event, nor the next
-//! epoch.
+//! every batch of the horizon, which no memory holds together. So what was collected is carried out
+//! in steps of some [`STEP_ROWS`] rows that are read back, between which those who sum it up take
+//! it and let it go. Nothing else may come to the ledger until the last step: not an event, nor the
+//! next epoch.
 
 use super::{
     Ledger, LedgerFault, Ledgered, RowDelta, Standing,

@@ -1,5 +1,5 @@
-//! A verdict that changes events in every batch of the horizon: the operator carries it out in steps,
-//! and whoever stands behind it takes what a step gives before the next one reads more.
+//! A verdict that changes events in every batch of the horizon: the operator carries it out in
+//! steps, and whoever stands behind it takes what a step gives before the next one reads more.
 
 use super::rules::{Events, LATENESS, NOON};
 use crate::{
