@@ -29,7 +29,8 @@ pub enum Command {
     Worker(Worker),
     /// Writes the benchmark stream or demo traffic, or sends it to a collector.
     Generate(Generate),
-    /// Goes through the log again and shows how the views would differ from those that are served.
+    /// Goes through the log again, shows how the views would differ from those that are served, and
+    /// publishes that unless `--dry-run` is given.
     Replay(Replay),
     /// Recomputes the views from raw events by another program path, and compares every row.
     Verify(Verify),

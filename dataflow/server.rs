@@ -32,7 +32,7 @@ pub enum ServeError {
     #[error(transparent)]
     Node(#[from] NodeError),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address}: {error}; `--listen` chooses another")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -79,7 +79,7 @@ pub fn serve(
         );
     }
     if let Some(pg_listen) = config.server.pg_listen {
-        tracing::warn!(%pg_listen, "PostgreSQL's protocol is not spoken yet: nothing listens there");
+        tracing::warn!(%pg_listen, "PostgreSQL's protocol is not spoken yet: nobody listens");
     }
     let limits = config.queries.clone();
     let connections = connections::Limits {

@@ -32,7 +32,7 @@ use trueup_sinks::{Filter, Tables, ViewSettings, Views};
 pub enum Query {
     /// One rollup by minute, no verdicts: what the peers run.
     Q1,
-    /// Three tables (minute, hour, day by fewer dimensions each) and verdicts, as in the prototype.
+    /// Three tables (minute, hour, day by fewer dimensions each) and verdicts.
     Q1Three,
     /// The default rollups, nine tables, and verdicts.
     Q1Plus,

@@ -171,8 +171,10 @@ impl Seen {
             Ok(epochs) => epochs.to_string(),
             Err(wrong) => format!("epochs       {wrong}"),
         });
-        say("checkpoints  newest first".to_owned());
-        for told in self.checkpoints.told.as_array().into_iter().flatten() {
+        let told = self.checkpoints.told.as_array().map_or(&[][..], Vec::as_slice);
+        let order = if told.is_empty() { "none yet" } else { "newest first" };
+        say(format!("checkpoints  {order}"));
+        for told in told {
             say(format!("  {}", of_checkpoint(told)));
         }
         let end = match (self.is_well(), self.unread()) {

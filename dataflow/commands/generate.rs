@@ -35,8 +35,8 @@ pub fn generate(command: &Generate) -> Result<(), Failure> {
     };
     if command.format == Format::Batch && (sent || request.workload != files::Workload::Ads1) {
         return Err(Failure::Use(
-            "`--format batch` is for a file of the workload ads1; leave it out, and what is sent or \
-             written is JSON"
+            "`--format batch` is for a file of the workload ads1; leave it out, and what is \
+             sent or written is JSON"
                 .into(),
         ));
     }

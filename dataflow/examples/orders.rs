@@ -1,7 +1,7 @@
 //! A whole job in one file: the revenue of shops by day. Orders are sometimes sent twice, refunds
 //! come later. Kill it at any instant and start it again: the revenue is right.
 //!
-//!     cargo run --release --example orders -- orders-data 2000
+//!     cargo run --release -p trueup --example orders -- orders-data 2000
 
 use serde::{Deserialize, Serialize};
 use std::{error::Error, path::Path, time::UNIX_EPOCH};

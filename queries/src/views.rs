@@ -131,12 +131,12 @@ pub(crate) async fn rows(
             let pairs = params.rest();
             let filter = filter(queries.tables.catalog(), &view, &pairs)?;
             let fates = filter.fate.map_or(fates.to_vec(), |fate| vec![fate]);
-            event_page(queries, fates, page).await
+            event_page(queries, fates, page, true).await
         }
     }
 }
 
-/// `GET /v1/quarantine`
+/// `GET /v1/quarantine`: with `events=false` only where they are, as many at a time as of rows.
 pub(crate) async fn quarantine(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
     queries.check(&headers, Action::Operate)?;
     let mut params = Params::of(&uri)?;
@@ -144,9 +144,11 @@ pub(crate) async fn quarantine(State(queries): State_, headers: HeaderMap, uri: 
         None => QUARANTINE_FATES.to_vec(),
         Some(reason) => vec![fate(&reason, LISTED_FATES)?],
     };
-    let page = Ask::new(&queries, &mut params, Some((EVENTS_DEFAULT, EVENTS_MAX)))?;
+    let read_back = params.flag("events", true)?;
+    let events = read_back.then_some((EVENTS_DEFAULT, EVENTS_MAX));
+    let page = Ask::new(&queries, &mut params, events)?;
     params.finish()?;
-    event_page(queries, fates, page).await
+    event_page(queries, fates, page, read_back).await
 }
 
 fn fate(reason: &str, known: &[Fate]) -> Result<Fate, Problem> {
@@ -231,14 +233,17 @@ pub(crate) fn shape(catalog: &Catalog, table: TableId) -> Shape {
     Shape::new(dimensions, catalog.columns().iter().copied())
 }
 
-async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask) -> Answer {
+async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask, read_back: bool) -> Answer {
     let asked = Arc::clone(&queries);
     let answer = queries.gate.answer(move || {
         let before = ask.token.map(|t| key_of(t.place));
         let page = asked.tables.incidents(&fates, ask.epoch, before, ask.limit);
         let page = page.map_err(|e| asked.of_read(e))?;
-        let rows: Vec<Value> =
-            page.incidents.iter().map(|(_, i)| event_row(asked.runtime.as_ref(), i)).collect();
+        let row = |incident| match read_back {
+            true => event_row(asked.runtime.as_ref(), incident),
+            false => place_row(incident),
+        };
+        let rows: Vec<Value> = page.incidents.iter().map(|(_, incident)| row(incident)).collect();
         let is_full = page.incidents.len() == ask.limit;
         let last = page.incidents.last().filter(|_| is_full).map(|(key, _)| place_of(*key));
         let (epoch, total) = (page.at.epoch, page.total);

@@ -1,9 +1,8 @@
 //! What a running server says of events that did not count, and how many events came to which end,
 //! in the form in which both are compared.
 //!
-//! The lists say how many there were and the newest of them one by one. A server reads each of
-//! those back from its log, so of a list that is longer than [`LISTED_MAX`] the newest are compared
-//! one by one and the rest by their number.
+//! The lists say how many there were, and of the newest where in the log they are. What they say
+//! stays there: nothing is read back for them.
 
 use super::{Refused, Remote};
 use crate::verify::ServedEvents;
@@ -17,10 +16,6 @@ use trueup_operators::{
 };
 use trueup_sinks::catalog::LISTED_FATES;
 
-/// How many of each list are compared one by one.
-const LISTED_MAX: usize = 10_000;
-/// Events of a page: as many as a server gives.
-const PAGE_EVENTS: usize = 1_000;
 /// How long a moment is looked for in which no epoch becomes visible.
 const STEADY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -63,9 +58,8 @@ impl Remote {
         let mut page = String::new();
         loop {
             let reason = fate.code();
-            let path = format!(
-                "/v1/quarantine?reason={reason}&asOfEpoch={epoch}&limit={PAGE_EVENTS}{page}"
-            );
+            let path =
+                format!("/v1/quarantine?reason={reason}&asOfEpoch={epoch}&events=false{page}");
             let answer = self.ask(&path)?;
             let wrong = |what: String| Refused::Other(format!("{path}: {what}"));
             let total = answer["total"].as_u64().filter(|_| answer["asOfEpoch"] == epoch);
@@ -75,7 +69,7 @@ impl Remote {
                 served.events.push(incident_of(row).map_err(wrong)?);
             }
             match answer["nextPageToken"].as_str() {
-                Some(token) if served.events.len() < LISTED_MAX => {
+                Some(token) => {
                     page = format!("&pageToken={token}");
                 }
                 _ => return Ok(served),

@@ -108,6 +108,7 @@ async fn wrong_questions_name_what_is_wrong() {
         ("/v1/views/quarantine?reason=too_late", 400, "unknown_reason"),
         ("/v1/quarantine?reason=counted", 400, "unknown_reason"),
         ("/v1/quarantine?limit=1001", 400, "bad_limit"),
+        ("/v1/quarantine?events=none", 400, "bad_flag"),
         ("/v1/events/e2", 404, "unknown_event"),
     ] {
         assert_eq!(f.problem(path).await, (status, code.into()), "{path}");
@@ -153,6 +154,10 @@ async fn the_quarantine_reads_events_back() {
     let copies = f.rows("/v1/quarantine?reason=duplicate").await;
     assert_eq!((copies.len(), &copies[0]["reason"]), (1, &json!("duplicate")));
     assert_eq!(copies[0]["event"]["eventId"], "e15");
+    let places = f.rows("/v1/quarantine?events=false&limit=2000").await;
+    assert_eq!(places.len(), 2);
+    assert!(places.iter().zip(&rows).all(|(place, row)| place["offset"] == row["offset"]));
+    assert!(places.iter().all(|place| place.get("event").is_none()), "{places:?}");
     assert_eq!(f.rows("/v1/views/late_events").await[0]["reason"], "too_late");
     let first = f.get("/v1/quarantine?limit=1").await.json();
     assert_eq!((first["rows"][0].clone(), &first["total"]), (rows[0].clone(), &json!(2)));
