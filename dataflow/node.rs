@@ -405,9 +405,11 @@ impl Node {
                 row.insert("bucketStart".into(), json!(format_rfc3339(start.0)));
                 let texts = rollup.dimensions.iter().map(|d| text(d).unwrap_or_default());
                 let own: Vec<String> = texts.map(str::to_owned).collect();
-                let first = own.first().cloned().into_iter();
-                let folded: Vec<String> =
-                    first.chain(own.iter().skip(1).map(|_| OTHER_TEXT.to_owned())).collect();
+                // The first of several dimensions stays.
+                let mut folded = vec![OTHER_TEXT.to_owned(); own.len()];
+                if let ([first, _, ..], [of, ..]) = (&own[..], &mut folded[..]) {
+                    of.clone_from(first);
+                }
                 let bucket = granularity.bucket(at);
                 let view = rollup.view_name(granularity);
                 let key = match self.has_row(&view, bucket, &own) {
