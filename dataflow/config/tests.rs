@@ -20,8 +20,8 @@ fn every_key_of_the_contract_can_be_given() {
         pg_listen = "127.0.0.1:5433"
         [auth]
         tokens = [
-            { token = "a collector's", role = "collector", publishers = ["pub_17"] },
-            { token = "an analyst's", role = "analyst" },
+            { token = "collectors-token", role = "collector", publishers = ["pub_17"] },
+            { token = "analysts-token", role = "analyst" },
         ]
         [log]
         kind = "embedded"
