@@ -335,6 +335,7 @@ impl Node {
             "verdictsTooLate": counts.verdicts_too_late,
             "arithmeticErrors": counts.arithmetic_errors,
             "folded": counts.folded,
+            "asOfEpoch": at.map_or(0, |at| at.epoch),
         })
     }
 

@@ -8,6 +8,7 @@
 //! * While the log takes rows, who waits waits as long as it has said that it would.
 //! * While it refuses them, for [`REFUSED_MAX`] and no longer, and gets the log's own words. The
 //!   closing thread tries again at every tick meanwhile, so one good disk in that time is enough.
+//!   What is under way, which takes seconds where brokers are away, is waited for.
 
 use super::{
     Epochs, LOOK, State,
@@ -36,7 +37,7 @@ impl Refused {
 impl State {
     /// Why who waits since `began` need not wait for an epoch any longer, if that is so.
     fn refused(&self, began: Instant) -> Option<String> {
-        let Refused { since, reason } = self.refused.as_ref()?;
+        let Refused { since, reason } = self.refused.as_ref().filter(|_| !self.appending)?;
         let in_vain = (*since).max(began).elapsed() >= REFUSED_MAX;
         in_vain.then(|| {
             format!(

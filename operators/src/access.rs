@@ -140,6 +140,12 @@ impl Access {
         self.0.len()
     }
 
+    /// How many of them may send anything.
+    pub fn senders(&self) -> usize {
+        let sends = [Action::Collect, Action::Judge, Action::Operate];
+        self.0.iter().filter(|token| sends.iter().any(|&action| token.role.may(action))).count()
+    }
+
     /// Whether none is configured.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

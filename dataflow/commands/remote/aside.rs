@@ -7,7 +7,6 @@
 use super::{Refused, Remote};
 use crate::verify::ServedEvents;
 use serde_json::Value;
-use std::time::{Duration, Instant};
 use trueup_operators::{
     change::{Counts, Incident},
     event::{Fate, Position},
@@ -16,33 +15,16 @@ use trueup_operators::{
 };
 use trueup_sinks::catalog::LISTED_FATES;
 
-/// How long a moment is looked for in which no epoch becomes visible.
-const STEADY_WITHIN: Duration = Duration::from_secs(30);
-
 impl Remote {
-    /// The newest epoch that is shown, and how many events had come to which end as of it.
+    /// How many events had come to which end, and the epoch as of which.
     pub(in crate::commands) fn counts(&self) -> Result<(Epoch, Counts), Refused> {
-        let until = Instant::now() + STEADY_WITHIN;
-        loop {
-            let before = self.shown_epoch()?;
-            let counts = counts_of(&self.ask("/v1/status")?["counts"]).map_err(Refused::Other)?;
-            if self.shown_epoch()? == before {
-                return Ok((before, counts));
-            }
-            if Instant::now() >= until {
-                return Err(Refused::Other(format!(
-                    "within {STEADY_WITHIN:?} no epoch was shown for as long as it takes to ask \
-                     for the counts of /v1/status; compare with less to do, or with a longer \
-                     time.tick"
-                )));
-            }
-        }
-    }
-
-    fn shown_epoch(&self) -> Result<Epoch, Refused> {
-        let views = self.ask("/v1/views")?;
-        let epoch = views["asOfEpoch"].as_u64();
-        epoch.ok_or_else(|| Refused::Other(format!("/v1/views has no `asOfEpoch`: {views}")))
+        let status = self.ask("/v1/status")?;
+        let told = &status["counts"];
+        let epoch = told["asOfEpoch"].as_u64();
+        let epoch = epoch.ok_or_else(|| {
+            Refused::Other(format!("/v1/status has no `counts.asOfEpoch`: {told}"))
+        })?;
+        Ok((epoch, counts_of(told).map_err(Refused::Other)?))
     }
 
     /// The events that are listed as of an epoch, fate by fate.

@@ -149,7 +149,8 @@ impl Collector {
         };
         let threads = settings.decode_threads();
         let Settings { decode_bytes_in_flight_max, body_bytes_max, .. } = settings;
-        let room = Room::new(decode_bytes_in_flight_max, body_bytes_max, access.len());
+        let (tokens, senders) = (access.len(), access.senders());
+        let room = Room::new(decode_bytes_in_flight_max, body_bytes_max, tokens, senders);
         let now_us = clock();
         Ok(Collector(Arc::new(Inner {
             _follower: follower.transpose().map_err(StartError::Thread)?,

@@ -10,7 +10,7 @@
 //!   there for the others; of what is left the next one may take half again, and so on.
 //! * One body is never too much for a token, where there is room for it: a token that holds no more
 //!   than `body_bytes_max` is not asked what it leaves.
-//! * Who is alone (no token is configured, or one) may take all of it.
+//! * Who is alone (no token is configured, or one that may send anything) may take all of it.
 //!
 //! Nobody waits for room: a sender is told to come back, and what it held of that body is given
 //! back at once.
@@ -43,11 +43,16 @@ pub(crate) struct Place {
 }
 
 impl Room {
-    /// For so many bytes of all bodies, of which one may have `body_bytes_max`, sent with so many
-    /// tokens.
-    pub(crate) fn new(bytes_max: usize, body_bytes_max: usize, tokens: usize) -> Arc<Room> {
+    /// For so many bytes of all bodies, of which one may have `body_bytes_max`, sent with
+    /// `senders` of so many tokens.
+    pub(crate) fn new(
+        bytes_max: usize,
+        body_bytes_max: usize,
+        tokens: usize,
+        senders: usize,
+    ) -> Arc<Room> {
         let pages = bytes_max / PAGE_BYTES + 1;
-        let body_pages = match tokens {
+        let body_pages = match senders {
             0 | 1 => pages,
             _ => body_bytes_max.div_ceil(PAGE_BYTES),
         };
@@ -132,7 +137,7 @@ mod tests {
 
     #[test]
     fn each_token_leaves_as_much_as_it_takes() {
-        let room = Room::new(1023 * PAGE_BYTES, 16 * PAGE_BYTES, 4);
+        let room = Room::new(1023 * PAGE_BYTES, 16 * PAGE_BYTES, 4, 4);
         let (first, pages) = take_all(&room, 0, 16);
         assert_eq!(pages, 512);
         let (second, pages) = take_all(&room, 1, 16);
@@ -146,7 +151,7 @@ mod tests {
 
     #[test]
     fn one_body_is_never_too_much_and_all_of_them_never_more_than_there_is() {
-        let room = Room::new(39 * PAGE_BYTES, 16 * PAGE_BYTES, 9);
+        let room = Room::new(39 * PAGE_BYTES, 16 * PAGE_BYTES, 9, 9);
         let mut places: Vec<Place> = (0..3).map(|token| room.place(token)).collect();
         places[0].grow(16 * PAGE_BYTES).unwrap();
         places[1].grow(16 * PAGE_BYTES).unwrap();
@@ -158,9 +163,9 @@ mod tests {
 
     #[test]
     fn who_is_alone_takes_all() {
-        for tokens in [0, 1] {
-            let room = Room::new(1023 * PAGE_BYTES, 16 * PAGE_BYTES, tokens);
-            assert_eq!(take_all(&room, 0, 16).1, 1024, "{tokens} tokens");
+        for (tokens, senders) in [(0, 0), (1, 1), (3, 1)] {
+            let room = Room::new(1023 * PAGE_BYTES, 16 * PAGE_BYTES, tokens, senders);
+            assert_eq!(take_all(&room, 0, 16).1, 1024, "{senders} of {tokens} tokens");
         }
     }
 }

@@ -54,7 +54,8 @@ fn counts(told: impl Fn(&str) -> u64) -> Value {
         "arithmeticErrors",
         "folded",
     ];
-    names.into_iter().map(|name| (name.to_owned(), json!(told(name)))).collect()
+    let told = names.into_iter().map(|name| (name.to_owned(), json!(told(name))));
+    told.chain([("asOfEpoch".to_owned(), json!(7))]).collect()
 }
 
 fn row(fate: Fate, topic: &str, offset: u64, at_s: u32) -> Value {
@@ -69,7 +70,6 @@ fn with_lists(
     told: impl Fn(Fate, &mut Vec<Value>, &mut u64) + Send + 'static,
 ) -> (Remote, Arc<Mutex<Vec<String>>>) {
     fake(move |path| match path.split('?').next().unwrap() {
-        "/v1/views" => (200, json!({ "views": [], "asOfEpoch": 7 })),
         "/v1/status" => (200, json!({ "counts": counts(|name| name.len() as u64) })),
         "/v1/quarantine" => {
             let is = |fate: &&Fate| path.contains(&format!("reason={}&", fate.code()));
@@ -177,19 +177,12 @@ fn lists_come_in_pages_and_name_their_topic() {
 }
 
 #[test]
-fn counts_are_taken_while_no_epoch_becomes_visible() {
-    let epoch = Mutex::new(vec![5, 5, 5, 4, 3]);
-    let newest = Mutex::new(0);
-    let (remote, _) = fake(move |path| match path {
-        "/v1/views" => {
-            let next = epoch.lock().unwrap().pop().unwrap();
-            *newest.lock().unwrap() = next;
-            (200, json!({ "asOfEpoch": next }))
-        }
-        _ => (200, json!({ "counts": counts(|_| *newest.lock().unwrap()) })),
-    });
+fn counts_say_as_of_which_epoch_they_are() {
+    let (remote, _) = fake(|_| (200, json!({ "counts": counts(|_| 5) })));
     let (epoch, counts) = remote.counts().unwrap();
-    assert_eq!((epoch, counts.fates), (5, [5; 5]));
+    assert_eq!((epoch, counts.fates), (7, [5; 5]));
+    let (remote, _) = fake(|_| (200, json!({ "counts": { "counted": 5 } })));
+    assert!(remote.counts().is_err());
 }
 
 #[test]
