@@ -3,8 +3,8 @@
 //! All that is compared has to be of one epoch, while the server closes ten a second: rows and
 //! lists are asked for as of it, and an epoch that leaves the history meanwhile is told apart from
 //! everything else that a server may refuse, so that who asks begins anew at a newer one
-//! ([`of_one_epoch`]). The counts are of the newest epoch always, and do not say of which: they are
-//! taken between two answers that are of the same one.
+//! ([`of_one_epoch`]). The counts are of the newest epoch always and say of which, so they are
+//! asked for first, and all else as of it.
 
 mod aside;
 
