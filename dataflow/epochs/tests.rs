@@ -10,41 +10,19 @@ use super::{cut::covers, *};
 use std::sync::mpsc::{Receiver, channel};
 use trueup_log::{Fsync, Journal, Settings, system_clock};
 use trueup_operators::{
-    log::{Done, End, Frame, append_and_wait},
+    log::{Done, End, Frame, LogLayer, append_and_wait},
     time::LogTime,
 };
 
 /// A journal that does not know that all who append to it are one process.
 pub(crate) struct Shared(pub(crate) Journal);
 
-impl Log for Shared {
+impl LogLayer for Shared {
+    fn below(&self) -> &dyn Log {
+        &self.0
+    }
     fn is_shared(&self) -> bool {
         true
-    }
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.0.partitions(topic)
-    }
-    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
-        self.0.append(frames, done)
-    }
-    fn ends(&self, topic: Topic) -> Vec<End> {
-        self.0.ends(topic)
-    }
-    fn first(&self, topic: Topic, partition: u16) -> u64 {
-        self.0.first(topic, partition)
-    }
-    fn read(
-        &self,
-        topic: Topic,
-        partition: u16,
-        from: u64,
-        to: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<Frame>, LogError> {
-        self.0.read(topic, partition, from, to, bytes_max)
-    }
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.0.offset_at(topic, partition, time)
     }
 }
 

@@ -104,7 +104,7 @@ mod tests {
     use trueup_log::{Fsync, Journal, Settings, system_clock};
     use trueup_operators::{
         event::EventType,
-        log::{Append, Done, End, LogError, append_and_wait},
+        log::{Append, LogError, LogLayer, append_and_wait},
         time::LogTime,
     };
 
@@ -116,37 +116,19 @@ mod tests {
         reads: AtomicUsize,
     }
 
-    impl Log for Counting {
-        fn partitions(&self, topic: Topic) -> u16 {
-            self.journal.partitions(topic)
+    impl LogLayer for Counting {
+        fn below(&self) -> &dyn Log {
+            &self.journal
         }
 
-        fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
-            self.journal.append(frames, done)
-        }
-
-        fn ends(&self, topic: Topic) -> Vec<End> {
-            self.journal.ends(topic)
-        }
-
-        fn first(&self, topic: Topic, partition: u16) -> u64 {
-            self.journal.first(topic, partition)
-        }
-
-        fn read(
+        fn read_again(
             &self,
             topic: Topic,
             partition: u16,
-            from: u64,
-            to: u64,
-            bytes_max: usize,
+            offset: u64,
         ) -> Result<Vec<Frame>, LogError> {
             self.reads.fetch_add(1, Ordering::Relaxed);
-            self.journal.read(topic, partition, from, to, bytes_max)
-        }
-
-        fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-            self.journal.offset_at(topic, partition, time)
+            self.journal.read_again(topic, partition, offset)
         }
     }
 

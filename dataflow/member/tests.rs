@@ -31,9 +31,9 @@ use std::{
 use timely::dataflow::operators::Inspect;
 use trueup_log::Journal;
 use trueup_operators::{
-    log::{self, Append, Done, Frame, Log, Topic},
+    log::{Frame, Log, LogLayer, Topic},
     metrics::Metrics,
-    time::{Epoch, LogTime},
+    time::Epoch,
 };
 
 const EPOCHS: Epoch = 120;
@@ -248,25 +248,13 @@ fn a_member_whose_store_does_not_answer_for_a_while_costs_no_checkpoint() {
 /// A log whose remap topic has lost its first rows, or loses them while it is read.
 struct Shortened(Shared, AtomicU64);
 
-impl Log for Shortened {
-    fn is_shared(&self) -> bool {
-        true
-    }
-
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.0.partitions(topic)
-    }
-
-    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
-        self.0.append(frames, done)
-    }
-
-    fn ends(&self, topic: Topic) -> Vec<log::End> {
-        self.0.ends(topic)
+impl LogLayer for Shortened {
+    fn below(&self) -> &dyn Log {
+        &self.0
     }
 
     fn first(&self, topic: Topic, partition: u16) -> u64 {
-        let first = self.0.first(topic, partition);
+        let first = self.below().first(topic, partition);
         if topic == Topic::Remap { self.1.load(Ordering::SeqCst) } else { first }
     }
 
@@ -278,15 +266,11 @@ impl Log for Shortened {
         to: u64,
         bytes_max: usize,
     ) -> Result<Vec<Frame>, LogError> {
-        let first = self.first(topic, partition);
+        let first = LogLayer::first(self, topic, partition);
         if from < first {
             return Err(LogError::OutOfRange { topic, partition, offset: from, first, end: to });
         }
-        self.0.read(topic, partition, from, to, bytes_max)
-    }
-
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.0.offset_at(topic, partition, time)
+        self.below().read(topic, partition, from, to, bytes_max)
     }
 }
 

@@ -12,6 +12,9 @@
 
 #[cfg(feature = "contract-tests")]
 pub mod contract;
+mod layer;
+
+pub use layer::LogLayer;
 
 use crate::time::LogTime;
 use arrow_buffer::Buffer;

@@ -8,6 +8,8 @@ use trueup_operators::{
     time::Granularity,
 };
 
+use crate::incidents::LISTED;
+
 /// The number of a view: its place in [`Catalog::views`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ViewId(pub u16);
@@ -50,8 +52,7 @@ pub const LATE_FATES: &[Fate] = &[Fate::TooLate];
 /// The fates that [`QUARANTINE`] lists.
 pub const QUARANTINE_FATES: &[Fate] = &[Fate::Conflict, Fate::Quarantined];
 /// All whose events can be asked for one by one.
-pub const LISTED_FATES: &[Fate] =
-    &[Fate::Conflict, Fate::Quarantined, Fate::TooLate, Fate::Duplicate];
+pub const LISTED_FATES: &[Fate] = &LISTED;
 
 impl Catalog {
     /// The views of these rollups, whose group has these columns.

@@ -12,9 +12,9 @@ use std::{path::Path, sync::Arc};
 use trueup_generator::random::finalise;
 use trueup_log::Journal;
 use trueup_operators::{
-    log::{Append, Done, End, Frame, Log, LogError, Topic},
+    log::{Frame, Log, LogError, LogLayer, Topic},
     remap::RemapRow,
-    time::{Epoch, LogTime, SECOND_US},
+    time::{Epoch, SECOND_US},
 };
 
 const EPOCHS: Epoch = 40;
@@ -39,21 +39,12 @@ impl Skewed {
     }
 }
 
-impl Log for Skewed {
+impl LogLayer for Skewed {
+    fn below(&self) -> &dyn Log {
+        &self.0
+    }
     fn is_shared(&self) -> bool {
         true
-    }
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.0.partitions(topic)
-    }
-    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
-        self.0.append(frames, done)
-    }
-    fn ends(&self, topic: Topic) -> Vec<End> {
-        self.0.ends(topic)
-    }
-    fn first(&self, topic: Topic, partition: u16) -> u64 {
-        self.0.first(topic, partition)
     }
     fn read(
         &self,
@@ -68,9 +59,6 @@ impl Log for Skewed {
             frame.log_time.0 += self.skew_us(topic, partition, frame.offset);
         }
         Ok(frames)
-    }
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.0.offset_at(topic, partition, time)
     }
 }
 
@@ -120,7 +108,7 @@ fn whose_clock_stamped_a_frame_changes_nothing_between_a_run_and_its_replays() {
         let told = incident.log_time;
         assert!((least..=most).contains(&told), "{incident:?} of {least:?}..={most:?}");
         let stamped =
-            log.read(Topic::Events, partition, offset, offset + 1, 0).unwrap()[0].log_time;
+            Log::read(&*log, Topic::Events, partition, offset, offset + 1, 0).unwrap()[0].log_time;
         before += u64::from(stamped < least);
         after += u64::from(stamped > most);
     }

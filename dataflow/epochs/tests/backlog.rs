@@ -19,23 +19,14 @@ struct Left {
     first: AtomicU64,
 }
 
-impl Log for Left {
-    fn is_shared(&self) -> bool {
-        true
-    }
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.log.partitions(topic)
-    }
-    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
-        self.log.append(frames, done)
-    }
-    fn ends(&self, topic: Topic) -> Vec<End> {
-        self.log.ends(topic)
+impl LogLayer for Left {
+    fn below(&self) -> &dyn Log {
+        &self.log
     }
     fn first(&self, topic: Topic, partition: u16) -> u64 {
         match topic {
             Topic::Events => self.first.load(Ordering::Relaxed),
-            _ => self.log.first(topic, partition),
+            _ => self.log.0.first(topic, partition),
         }
     }
     fn read(
@@ -46,12 +37,10 @@ impl Log for Left {
         to: u64,
         bytes_max: usize,
     ) -> Result<Vec<Frame>, LogError> {
-        assert!(from >= self.first(topic, partition), "{from} of {topic:?} {partition} is gone");
+        let first = LogLayer::first(self, topic, partition);
+        assert!(from >= first, "{from} of {topic:?} {partition} is gone");
         self.has_read.fetch_or(topic == Topic::Events, Ordering::Relaxed);
-        self.log.read(topic, partition, from, to, bytes_max)
-    }
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.log.offset_at(topic, partition, time)
+        self.log.0.read(topic, partition, from, to, bytes_max)
     }
     fn offset_bytes(&self, topic: Topic, _partition: u16) -> Option<u64> {
         let known = self.known_bytes.load(Ordering::Relaxed);
@@ -109,7 +98,7 @@ fn an_epoch_takes_no_more_than_it_may_of_what_others_left() {
     // All of it is 6.6 MB: in parts of 1 MiB until there are less than 2.
     assert!((6..=7).contains(&with_frames), "{with_frames} epochs");
     let mut last = [LogTime::default(); 3];
-    let newest = log.read(Topic::Events, 2, 2, 3, 1).unwrap()[0].log_time;
+    let newest = Log::read(&*log, Topic::Events, 2, 2, 3, 1).unwrap()[0].log_time;
     for (n, row) in rows.iter().enumerate() {
         let taken = taken(&rows, n);
         // Each partition may give one frame more, so that all come to their end.
@@ -119,7 +108,7 @@ fn an_epoch_takes_no_more_than_it_may_of_what_others_left() {
         for partition in 0..3 {
             let Upto { offset, log_time } = row.upto(Topic::Events, partition);
             let time = |offset| {
-                let frames = log.read(Topic::Events, partition, offset, offset + 1, 1);
+                let frames = Log::read(&*log, Topic::Events, partition, offset, offset + 1, 1);
                 frames.ok().and_then(|frames| Some(frames.first()?.log_time))
             };
             // Before it at most, and from it on at least this time.

@@ -100,34 +100,12 @@ fn what_brokers_delete_of_a_shared_log_hides_nothing_either() {
 /// A journal as a log of others, of which is known what an offset takes.
 struct Known(Arc<Journal>);
 
-impl Log for Known {
+impl LogLayer for Known {
+    fn below(&self) -> &dyn Log {
+        &*self.0
+    }
     fn is_shared(&self) -> bool {
         true
-    }
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.0.partitions(topic)
-    }
-    fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
-        self.0.append(frames, done)
-    }
-    fn ends(&self, topic: Topic) -> Vec<End> {
-        self.0.ends(topic)
-    }
-    fn first(&self, topic: Topic, partition: u16) -> u64 {
-        self.0.first(topic, partition)
-    }
-    fn read(
-        &self,
-        topic: Topic,
-        partition: u16,
-        from: u64,
-        to: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<Frame>, LogError> {
-        self.0.read(topic, partition, from, to, bytes_max)
-    }
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.0.offset_at(topic, partition, time)
     }
     fn offset_bytes(&self, topic: Topic, _partition: u16) -> Option<u64> {
         (topic == Topic::Events).then_some(PAYLOAD_BYTES as u64)

@@ -9,37 +9,18 @@ struct Moody {
     broken: Mutex<Option<String>>,
 }
 
-impl Log for Moody {
+impl LogLayer for Moody {
+    fn below(&self) -> &dyn Log {
+        &self.journal
+    }
     fn broken(&self) -> Option<String> {
         self.broken.lock().clone()
-    }
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.journal.partitions(topic)
     }
     fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
         match self.refuses.load(Ordering::Relaxed) {
             true => Err(LogError::Unavailable { reason: "no space left on device".into() }),
             false => self.journal.append(frames, done),
         }
-    }
-    fn ends(&self, topic: Topic) -> Vec<End> {
-        self.journal.ends(topic)
-    }
-    fn first(&self, topic: Topic, partition: u16) -> u64 {
-        self.journal.first(topic, partition)
-    }
-    fn read(
-        &self,
-        topic: Topic,
-        partition: u16,
-        from: u64,
-        to: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<Frame>, LogError> {
-        self.journal.read(topic, partition, from, to, bytes_max)
-    }
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.journal.offset_at(topic, partition, time)
     }
 }
 

@@ -243,7 +243,7 @@ impl Ledger {
             self.groups = restored.into_groups();
             if let Some(times) = self.times {
                 let (lateness, frontier) = (self.settings.lateness, times.frontier_before);
-                for memory in self.event_verdicts.iter_mut().chain([&mut self.group_verdicts]) {
+                for memory in self.memories_mut() {
                     memory.uncover(&lateness, frontier);
                 }
             }

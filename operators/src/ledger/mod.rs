@@ -347,11 +347,20 @@ impl Ledger {
         if before != Some(self.slice(times.frontier_before)) {
             self.forget(times.frontier_before);
         }
-        for memory in self.event_verdicts.iter_mut().chain([&mut self.group_verdicts]) {
+        for memory in self.memories_mut() {
             memory.settle(times.frontier_before);
         }
         self.sweep(SWEEP_ROWS_PER_EPOCH);
         Ok(())
+    }
+
+    /// What is known of verdicts: by vnode those on events, and at last those on groups.
+    fn memories(&self) -> impl Iterator<Item = &Memory> {
+        self.event_verdicts.iter().chain([&self.group_verdicts])
+    }
+
+    fn memories_mut(&mut self) -> impl Iterator<Item = &mut Memory> {
+        self.event_verdicts.iter_mut().chain([&mut self.group_verdicts])
     }
 
     fn slice(&self, time: LogTime) -> i64 {
@@ -362,7 +371,7 @@ impl Ledger {
         for vnode in &mut self.vnodes {
             vnode.close_slice(latest);
         }
-        for memory in self.event_verdicts.iter_mut().chain([&mut self.group_verdicts]) {
+        for memory in self.memories_mut() {
             memory.close_slice(latest);
         }
         self.groups.close_slice(latest);
@@ -442,13 +451,12 @@ impl Ledger {
 
     /// How many event ids and impression ids it remembers verdicts on.
     pub fn verdicts(&self) -> usize {
-        self.event_verdicts.iter().map(Memory::len).sum::<usize>() + self.group_verdicts.len()
+        self.memories().map(Memory::len).sum()
     }
 
     /// On how many ids verdicts were forgotten before their time, because a limit was reached.
     pub fn verdicts_forgotten_early(&self) -> u64 {
-        let memories = self.event_verdicts.iter().chain([&self.group_verdicts]);
-        memories.map(|m| m.forgotten_early).sum()
+        self.memories().map(|m| m.forgotten_early).sum()
     }
 
     /// Whether some vnode, group or memory is at seven eighths of its limit: time to refuse intake.
@@ -456,18 +464,16 @@ impl Ledger {
     pub fn is_nearly_full(&self) -> bool {
         let near = |len: usize, max: usize| len >= max - max / 8;
         let limits = &self.settings.limits;
-        let mut memories = self.event_verdicts.iter().chain([&self.group_verdicts]);
         self.vnodes.iter().any(|v| near(v.len(), limits.rows_per_vnode_max))
-            || memories.any(|m| near(m.len(), m.max()))
+            || self.memories().any(|m| near(m.len(), m.max()))
             || self.groups.is_nearly_full()
     }
 
     /// All memory that it has taken, in use or not.
     pub fn bytes(&self) -> usize {
-        let memories = self.event_verdicts.iter().chain([&self.group_verdicts]);
         self.pool.bytes()
             + self.vnodes.iter().map(|v| size_of::<Vnode>() + v.bytes()).sum::<usize>()
-            + memories.map(|m| size_of::<Memory>() + m.bytes()).sum::<usize>()
+            + self.memories().map(|m| size_of::<Memory>() + m.bytes()).sum::<usize>()
             + self.groups.bytes()
             + self.event_filter.bytes()
             + self.group_filter.bytes()

@@ -178,7 +178,7 @@ impl<B: EventBatch> Epochs<B> {
             }
             let judging = match judging {
                 Some(judging) => judging,
-                None => judging.insert(self.settings.judge(ledger, epoch, judgements)?),
+                None => judging.insert(judge(&self.settings, ledger, epoch, judgements)?),
             };
             if !ledger.carry_out(judging, read_back, &mut |out| emit(capability, out))? {
                 return Ok(false);
@@ -193,21 +193,19 @@ impl<B: EventBatch> Epochs<B> {
     }
 }
 
-impl LedgerSettings {
-    /// Gives the ledger all verdicts of an epoch.
-    fn judge(
-        &self,
-        ledger: &mut Ledger,
-        epoch: Epoch,
-        judgements: &mut Vec<Judgement>,
-    ) -> Result<Judging, LedgerFault> {
-        let LedgerSettings { worker, peers, .. } = self;
-        if let Some(stray) = judgements.iter().find(|j| j.worker != *worker) {
-            let stray = format!("on worker {worker} of {peers}: {stray:?}");
-            return Err(misplaced(epoch, &stray));
-        }
-        ledger.judge(std::mem::take(judgements))
+/// Gives the ledger all verdicts of an epoch.
+fn judge(
+    settings: &LedgerSettings,
+    ledger: &mut Ledger,
+    epoch: Epoch,
+    judgements: &mut Vec<Judgement>,
+) -> Result<Judging, LedgerFault> {
+    let LedgerSettings { worker, peers, .. } = settings;
+    if let Some(stray) = judgements.iter().find(|j| j.worker != *worker) {
+        let stray = format!("on worker {worker} of {peers}: {stray:?}");
+        return Err(misplaced(epoch, &stray));
     }
+    ledger.judge(std::mem::take(judgements))
 }
 
 fn misplaced(epoch: Epoch, what: &str) -> LedgerFault {

@@ -75,7 +75,7 @@ use std::{
 };
 use trueup_log::{Fsync, Journal, PAYLOAD_BYTES_MAX, SEGMENT_BYTES_MIN, Settings};
 use trueup_operators::{
-    log::{Append, Appended, Done, End, Frame, Log, LogError, Topic},
+    log::{Append, Appended, Done, Frame, Log, LogError, LogLayer, Topic},
     time::LogTime,
 };
 use undeliverable::Undeliverable;
@@ -281,9 +281,9 @@ fn bytes_on_disk(frame: &Frame) -> u64 {
     64 + (frame.payload.len() as u64).next_multiple_of(64)
 }
 
-impl Log for Spool {
-    fn is_shared(&self) -> bool {
-        self.shared.kafka.is_shared()
+impl LogLayer for Spool {
+    fn below(&self) -> &dyn Log {
+        &*self.shared.kafka
     }
 
     fn broken(&self) -> Option<String> {
@@ -291,107 +291,23 @@ impl Log for Spool {
         broken.map(|reason| format!("the spool cannot be used: {reason}"))
     }
 
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.shared.kafka.partitions(topic)
-    }
-
     /// To Kafka, or to the journal while it is away; `done` is told the place where it is.
     fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
         self.shared.kafka.check(&frames)?;
         Shared::append(&self.shared, frames, done)
-    }
-
-    fn ends(&self, topic: Topic) -> Vec<End> {
-        self.shared.kafka.ends(topic)
-    }
-
-    fn first(&self, topic: Topic, partition: u16) -> u64 {
-        self.shared.kafka.first(topic, partition)
-    }
-
-    fn read(
-        &self,
-        topic: Topic,
-        partition: u16,
-        from: u64,
-        to: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<Frame>, LogError> {
-        self.shared.kafka.read(topic, partition, from, to, bytes_max)
-    }
-
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.shared.kafka.offset_at(topic, partition, time)
-    }
-
-    fn offset_bytes(&self, topic: Topic, partition: u16) -> Option<u64> {
-        self.shared.kafka.offset_bytes(topic, partition)
-    }
-
-    fn read_again(
-        &self,
-        topic: Topic,
-        partition: u16,
-        offset: u64,
-    ) -> Result<Vec<Frame>, LogError> {
-        self.shared.kafka.read_again(topic, partition, offset)
     }
 }
 
 /// The spool as who must answer at once sees it.
 struct SpooledFirst(Arc<Spool>);
 
-impl Log for SpooledFirst {
-    fn is_shared(&self) -> bool {
-        self.0.is_shared()
-    }
-
-    fn broken(&self) -> Option<String> {
-        self.0.broken()
-    }
-
-    fn partitions(&self, topic: Topic) -> u16 {
-        self.0.partitions(topic)
+impl LogLayer for SpooledFirst {
+    fn below(&self) -> &dyn Log {
+        &*self.0
     }
 
     fn append(&self, frames: Vec<Append>, done: Done) -> Result<(), LogError> {
         self.0.append_spooled(frames, done)
-    }
-
-    fn ends(&self, topic: Topic) -> Vec<End> {
-        self.0.ends(topic)
-    }
-
-    fn first(&self, topic: Topic, partition: u16) -> u64 {
-        self.0.first(topic, partition)
-    }
-
-    fn read(
-        &self,
-        topic: Topic,
-        partition: u16,
-        from: u64,
-        to: u64,
-        bytes_max: usize,
-    ) -> Result<Vec<Frame>, LogError> {
-        self.0.read(topic, partition, from, to, bytes_max)
-    }
-
-    fn offset_at(&self, topic: Topic, partition: u16, time: LogTime) -> Result<u64, LogError> {
-        self.0.offset_at(topic, partition, time)
-    }
-
-    fn offset_bytes(&self, topic: Topic, partition: u16) -> Option<u64> {
-        self.0.offset_bytes(topic, partition)
-    }
-
-    fn read_again(
-        &self,
-        topic: Topic,
-        partition: u16,
-        offset: u64,
-    ) -> Result<Vec<Frame>, LogError> {
-        self.0.read_again(topic, partition, offset)
     }
 }
 
