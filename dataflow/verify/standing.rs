@@ -8,13 +8,14 @@
 //!   remembered, so that its copies are duplicates, and never counts.
 //! * Verdicts are judged when the events of their epoch are in, by the time of their decision and
 //!   then of their arrival. For each event id and each impression id the last one in that order is
-//!   in force. A verdict that is not later than the one in force does nothing.
+//!   in force. A verdict that was decided before the one in force repeats that one.
 //! * An event is invalid when the verdict in force on its id says so, or the one on its
 //!   impression (impressions and clicks have one). An event that the collector took as invalid
 //!   stays so until a verdict on its id says otherwise.
 //! * A verdict that the log took a horizon after the event's minute ended changes nothing for it.
-//! * A verdict is remembered for events that come later, and forgotten like an id, counted from
-//!   the epoch of the verdict in force.
+//! * The verdict in force holds for events that come later while it is not forgotten like an id,
+//!   counted from its epoch, by the log time of the event. For as long again it stands against
+//!   what was decided before it.
 
 use super::{
     SetAside,
@@ -231,7 +232,7 @@ impl Book {
             return Fate::TooLate;
         }
         self.counts.late += u64::from(frame.log_time.0 >= minute_us + MINUTE_US);
-        let counted = self.counted(row, minute_us);
+        let counted = self.counted(row, minute_us, frame.log_time);
         let (contribution, is) = (counted.contribution, Some(counted.is_valid()));
         self.changes.push(Change { contribution, was: None, is });
         self.remember(row, Some(counted));
@@ -255,7 +256,7 @@ impl Book {
     }
 
     /// A new event, with what has been said about it before it came.
-    fn counted(&mut self, row: &Row<'_>, minute_us: i64) -> Counted {
+    fn counted(&mut self, row: &Row<'_>, minute_us: i64, at: LogTime) -> Counted {
         let contribution = Contribution {
             kind: row.kind,
             cost_nanos: row.cost_nanos,
@@ -264,18 +265,24 @@ impl Book {
         };
         let covered = row.kind != Kind::Conversion;
         let group: Option<Rc<str>> = row.impression.filter(|_| covered).map(Rc::from);
-        let invalid_by_id = self.waiting_ruling(&event(row.id), minute_us, row.born_invalid);
+        let invalid_by_id = self.waiting_ruling(&event(row.id), minute_us, at, row.born_invalid);
         let invalid_by_impression = match &group {
-            Some(id) => self.waiting_ruling(&impression(id), minute_us, false),
+            Some(id) => self.waiting_ruling(&impression(id), minute_us, at, false),
             None => false,
         };
         Counted { contribution, impression: group, invalid_by_id, invalid_by_impression }
     }
 
-    /// Whether an event that comes now is invalid by what was said about a subject; `otherwise` if
-    /// nothing was in time.
-    fn waiting_ruling(&mut self, subject: &Subject, minute_us: i64, otherwise: bool) -> bool {
-        let Some(said) = self.said.get(subject).filter(|said| self.covers(said)) else {
+    /// Whether an event that comes at a log time is invalid by what was said about a subject;
+    /// `otherwise` if nothing was in time.
+    fn waiting_ruling(
+        &mut self,
+        subject: &Subject,
+        minute_us: i64,
+        at: LogTime,
+        otherwise: bool,
+    ) -> bool {
+        let Some(said) = self.said.get(subject).filter(|said| self.covers(said, at)) else {
             return otherwise;
         };
         let (invalid, refused) = self.ruling(&said.in_order, minute_us, otherwise);
@@ -283,8 +290,8 @@ impl Book {
         invalid
     }
 
-    fn covers(&self, said: &Said) -> bool {
-        !self.lateness.forgotten(said.seen, self.now.frontier_before)
+    fn covers(&self, said: &Said, at: LogTime) -> bool {
+        !self.lateness.forgotten(said.seen, at)
     }
 
     /// What verdicts in ascending order make of an event of a minute that stands `invalid`, and
@@ -318,15 +325,18 @@ impl Book {
         // Events that a verdict names, and whether they were valid before any of the epoch's.
         let mut stood: BTreeMap<u64, bool> = BTreeMap::new();
         for (subject, mut judged) in std::mem::take(&mut self.waiting) {
-            judged.sort_by_key(Judged::order);
-            let in_force = self.said.get(&subject).and_then(|said| said.in_order.last().copied());
-            judged.retain(|j| in_force.is_none_or(|before| j.order() > before.order()));
-            if judged.is_empty() {
-                continue;
+            let before = self.said.get(&subject);
+            let in_force = before.and_then(|said| said.in_order.last().copied());
+            for j in &mut judged {
+                if let Some(last) = in_force.filter(|last| last.decided_at_us > j.decided_at_us) {
+                    (j.decided_at_us, j.invalid) = (last.decided_at_us, last.invalid);
+                }
             }
-            let covers = self.said.get(&subject).is_some_and(|said| self.covers(said));
+            judged.sort_by_key(Judged::order);
+            let covers = |at| before.is_some_and(|said| self.covers(said, at));
+            let (covers, covers_all) = (covers(self.now.frontier_before), covers(self.now.latest));
             let repeats = |before: Judged| judged.iter().all(|j| j.invalid == before.invalid);
-            if !covers || !in_force.is_some_and(repeats) {
+            if !covers_all || !in_force.is_some_and(repeats) {
                 self.apply(&subject, &judged, &mut stood);
             }
             let seen = self.now.latest;

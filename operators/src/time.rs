@@ -187,9 +187,9 @@ impl Lateness {
     }
 
     /// Whether a verdict of an epoch whose latest log time was `seen` need not be known any more.
-    /// It covers no event that comes once it is [`Lateness::forgotten`]; but one that came just
-    /// before then is remembered for as long again, and an earlier decision that is repeated
-    /// meanwhile must not win.
+    /// It covers no event of a log time at which it would be [`Lateness::forgotten`]; but one of
+    /// just before then can be judged for as long again, and an earlier decision that comes
+    /// meanwhile must not win. One that comes later is too late for all of them.
     pub const fn outlived(&self, seen: LogTime, frontier: LogTime) -> bool {
         self.retentions_ago(2, seen, frontier)
     }

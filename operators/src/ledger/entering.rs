@@ -18,7 +18,7 @@ use crate::{
     feed::Located,
     hash::{self, IdHash},
     log::{FRAME_RECORDS_MAX, OFFSET_MAX, PARTITIONS_MAX},
-    time::{Bucket, EventTime, Granularity},
+    time::{Bucket, EventTime, Granularity, LogTime},
 };
 use std::sync::Arc;
 
@@ -96,7 +96,7 @@ impl Ledger {
                     out.counts.late += u64::from(ended);
                     let mut is = Standing::Valid;
                     if extras || self.event_filter.may_hold(hash) {
-                        is = self.stand(batch, row, number, out)?;
+                        is = self.stand(located, row, number, out)?;
                     }
                     out.rows.push(RowDelta { row: row as u16, was: Standing::Absent, is });
                 }
@@ -131,23 +131,24 @@ impl Ledger {
     #[inline(never)]
     fn stand<B: EventBatch>(
         &mut self,
-        batch: &B,
+        located: &Located<B>,
         row: usize,
         number: u64,
         out: &mut Ledgered<B>,
     ) -> Result<Standing, LedgerFault> {
+        let Located { batch, log_time, .. } = located;
         let id = &batch.ids()[row];
         let vnode = hash::vnode(id);
         let minute = self.vnodes[vnode].rows.get(number).minute();
         let extras = batch.has_groups();
         let born = extras && batch.born_invalid(row);
-        let (event_invalid, refused) = self.waiting_on_event(id, minute, born);
+        let (event_invalid, refused) = self.waiting_on_event(id, minute, *log_time, born);
         out.counts.verdicts_too_late += u64::from(refused);
         let mut group_invalid = false;
         let group = if extras { batch.group(row) } else { None };
         if let Some(group) = &group {
             let refused;
-            (group_invalid, refused) = self.waiting_on_group(group, minute);
+            (group_invalid, refused) = self.waiting_on_group(group, minute, *log_time);
             out.counts.verdicts_too_late += u64::from(refused);
             if !self.groups.add(group, RowRef::new(vnode, number)) {
                 let shard = hash::vnode(group);
@@ -162,22 +163,28 @@ impl Ledger {
         Ok(entry.standing())
     }
 
-    /// Whether an event that comes now is invalid by itself, and whether a verdict that says
-    /// otherwise came too late for it.
-    fn waiting_on_event(&self, id: &IdHash, minute: Bucket, born: bool) -> (bool, bool) {
+    /// Whether an event that comes at a log time is invalid by itself, and whether a verdict that
+    /// says otherwise came too late for it.
+    fn waiting_on_event(
+        &self,
+        id: &IdHash,
+        minute: Bucket,
+        at: LogTime,
+        born: bool,
+    ) -> (bool, bool) {
         if !self.event_filter.may_hold(spread(id)) {
             return (born, false);
         }
         let memory = &self.event_verdicts[hash::vnode(id)];
-        let ruling = memory.ruling(id, minute, &self.settings.lateness);
+        let ruling = memory.ruling(id, minute, &self.settings.lateness, at);
         ruling.map_or((born, false), |ruling| ruling.apply(born))
     }
 
-    fn waiting_on_group(&self, group: &IdHash, minute: Bucket) -> (bool, bool) {
+    fn waiting_on_group(&self, group: &IdHash, minute: Bucket, at: LogTime) -> (bool, bool) {
         if !self.group_filter.may_hold(spread(group)) {
             return (false, false);
         }
-        let ruling = self.group_verdicts.ruling(group, minute, &self.settings.lateness);
+        let ruling = self.group_verdicts.ruling(group, minute, &self.settings.lateness, at);
         ruling.map_or((false, false), |ruling| ruling.apply(false))
     }
 }

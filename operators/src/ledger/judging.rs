@@ -23,7 +23,7 @@ use crate::{
     event::{EventBatch, Target},
     feed::{Judgement, Located, ReadBack},
     hash::{self, IdHash},
-    time::Lateness,
+    time::{Lateness, LogTime},
 };
 
 /// An event whose flag is to be another.
@@ -78,7 +78,7 @@ impl Ledger {
     /// to its end ([`Ledger::carry_out`]) before anything else comes to the ledger.
     ///
     /// # Errors
-    /// When they are more than can be numbered.
+    /// When no epoch is open, or they are more than can be numbered.
     pub fn judge(&mut self, mut judgements: Vec<Judgement>) -> Result<Judging, LedgerFault> {
         if judgements.is_empty() {
             return Ok(Judging::default());
@@ -87,6 +87,9 @@ impl Ledger {
             let sent = judgements.len();
             return Err(LedgerFault::Feed(format!("an epoch of {sent} verdicts; close it sooner")));
         }
+        let Some(times) = self.times else {
+            return Err(LedgerFault::Feed("verdicts came before any epoch was opened".into()));
+        };
         let mut counts = Counts { verdicts: self.to_count(&judgements), ..Counts::default() };
         judgements.sort_unstable_by_key(|j| (j.target as u8, j.hash, j.decided_at_us, j.arrival));
         let (mut keys, mut touched) = (Vec::new(), Vec::new());
@@ -95,12 +98,15 @@ impl Ledger {
             let key = (run[0].target, run[0].hash);
             judged.clear();
             judged.extend(run.iter().map(Judged::from));
-            let news = self.news(&key, &judged);
-            if !news.is_empty() && !self.repeats(&key, news) {
-                self.touch(&key, news, keys.len() as u32, &mut touched, &mut counts);
+            if let Some(winner) = self.memory(&key).winner(&key.1) {
+                judged.iter_mut().for_each(|j: &mut Judged| *j = j.against(winner));
+                judged.sort_unstable_by_key(Judged::order);
+            }
+            if !self.repeats(&key, &judged, times.latest) {
+                self.touch(&key, &judged, keys.len() as u32, &mut touched, &mut counts);
                 keys.push(key);
             }
-            self.remember(&key, news);
+            self.remember(&key, &judged, times.frontier_before);
         }
         touched.sort_unstable_by_key(|t: &Touch| (t.place, t.key()));
         Ok(Judging { keys, touched, next: 0, counts })
@@ -146,36 +152,28 @@ impl Ledger {
         }
     }
 
-    /// Those of a key's verdicts, ascending, that were decided later than the one in force.
-    fn news<'a>(&self, key: &Key, judged: &'a [Judged]) -> &'a [Judged] {
-        let winner = self.memory(key).winner(&key.1).map(Judged::order);
-        let first = judged.partition_point(|j| winner.is_some_and(|w| j.order() <= w));
-        &judged[first..]
+    /// Whether all of a key's verdicts say what the one says that covers all events that have come,
+    /// none of which has a log time after `latest`. Then none can change.
+    fn repeats(&self, key: &Key, judged: &[Judged], latest: LogTime) -> bool {
+        let winner = self.memory(key).covering(&key.1, &self.settings.lateness, latest);
+        winner.is_some_and(|w| judged.iter().all(|j| j.invalid == w.invalid))
     }
 
-    /// Whether all of them say what the verdict says that covers all events that have come. Then
-    /// none can change.
-    fn repeats(&self, key: &Key, news: &[Judged]) -> bool {
-        let winner = self.memory(key).covering(&key.1);
-        winner.is_some_and(|w| news.iter().all(|j| j.invalid == w.invalid))
-    }
-
-    fn remember(&mut self, key: &Key, news: &[Judged]) {
-        if news.is_empty() {
-            return;
-        }
+    fn remember(&mut self, key: &Key, judged: &[Judged], frontier: LogTime) {
         let (target, hash) = key;
+        let lateness = &self.settings.lateness;
         match target {
             Target::Event => {
                 let fresh = self.memory(key).winner(hash).is_none();
-                self.event_verdicts[hash::vnode(hash)].remember(hash, news);
+                let memory = &mut self.event_verdicts[hash::vnode(hash)];
+                memory.remember(hash, judged, lateness, frontier);
                 if fresh && !self.event_filter.add(spread(hash)) {
                     self.rebuild_event_filter();
                 }
             }
             Target::Impression => {
                 let fresh = self.group_verdicts.winner(hash).is_none();
-                self.group_verdicts.remember(hash, news);
+                self.group_verdicts.remember(hash, judged, lateness, frontier);
                 if fresh && !self.group_filter.add(spread(hash)) {
                     self.rebuild_group_filter();
                 }
@@ -187,7 +185,7 @@ impl Ledger {
     fn touch(
         &self,
         key: &Key,
-        news: &[Judged],
+        judged: &[Judged],
         key_number: u32,
         touched: &mut Vec<Touch>,
         counts: &mut Counts,
@@ -201,7 +199,8 @@ impl Ledger {
                 return;
             }
             let stood = entry.has(flag);
-            let (stands, refused) = Ruling::of(news.iter(), entry.minute(), lateness).apply(stood);
+            let (stands, refused) =
+                Ruling::of(judged.iter(), entry.minute(), lateness).apply(stood);
             counts.verdicts_too_late += u64::from(refused);
             if stands != stood {
                 let key_and_flag = key_number | if stands { FLAG } else { 0 };

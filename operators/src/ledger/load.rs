@@ -241,12 +241,6 @@ impl Ledger {
     pub fn finish_load(&mut self) {
         if let Some(restored) = self.restored.take() {
             self.groups = restored.into_groups();
-            if let Some(times) = self.times {
-                let (lateness, frontier) = (self.settings.lateness, times.frontier_before);
-                for memory in self.memories_mut() {
-                    memory.uncover(&lateness, frontier);
-                }
-            }
             self.rebuild_event_filter();
             self.rebuild_group_filter();
             self.imaged = true;

@@ -50,9 +50,10 @@ impl Marks {
         end
     }
 
-    /// The same of slices that go on being noted.
-    pub(super) fn end_of(&self, past: impl Fn(LogTime) -> bool) -> Option<u64> {
-        self.0.iter().take_while(|mark| past(mark.latest)).last().map(|mark| mark.end)
+    /// The latest log time of the slice in which an entry was learnt; `None`: it is still open.
+    pub(super) fn latest_of(&self, entry: u64) -> Option<LogTime> {
+        let slice = self.0.partition_point(|mark| mark.end <= entry);
+        self.0.get(slice).map(|mark| mark.latest)
     }
 
     /// Up to where the slices end that are noted: `(latest, end)`, oldest first.

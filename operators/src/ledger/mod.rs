@@ -30,8 +30,8 @@
 //! Everything is a function of the log, cut into epochs by the remap, whatever the number of
 //! workers. In each epoch, in this order:
 //!
-//! 1. *Forget*: an id, and a verdict, of an epoch with latest log time `T` is forgotten when
-//!    `lateness.forgotten(T, frontier_before)`.
+//! 1. *Forget*: an id of an epoch with latest log time `T` is forgotten when
+//!    `lateness.forgotten(T, frontier_before)`, a verdict when it is `lateness.outlived`.
 //! 2. *Events*, in the order of (offset, row) within each partition; all copies of an id are in one
 //!    partition. Not understood: quarantined, and not entered. Known id: a duplicate, or with
 //!    another payload a conflict. New but after the horizon of its minute: too late, entered only
@@ -39,7 +39,7 @@
 //!    on it waits that says valid; or if a waiting verdict on it or one on its impression says
 //!    invalid; else valid.
 //! 3. *Verdicts*, when all events and verdicts of the epoch are there; the latest `decided_at`
-//!    wins, of two equal ones the later arrival. One on the event and one on its impression stand
+//!    wins, of two equal ones the later arrival, and one that loses repeats the one that won. One on the event and one on its impression stand
 //!    side by side. One whose log time is after the horizon of the event's minute changes nothing
 //!    for that event. Each event whose standing is another than before yields one difference.
 //!

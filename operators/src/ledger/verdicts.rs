@@ -1,12 +1,13 @@
 //! What was said about ids and impressions, for as long as an event may still come that it covers.
 //!
 //! For each key the *winner* is remembered: the verdict with the latest `decided_at`, of two equal
-//! ones the later arrival. A verdict that loses leaves no trace. A verdict that is repeated
-//! renews the memory of it.
+//! ones the later arrival. A verdict that was decided earlier says no more than that the key is
+//! still being judged: it counts as the winner, said once more.
 //!
-//! For one retention a winner *covers* the events that come. For another one it only stands against
-//! verdicts that were decided earlier: so long an event can be remembered that it covered. Then it
-//! is forgotten.
+//! For one retention after it was said last a winner *covers* the events that come, by their own
+//! log time. For another one it only stands against verdicts that were decided earlier: so long an
+//! event can be judged that it covered. Then it is forgotten. How far partitions lag behind each
+//! other plays no part in it: what comes of one that lags has the log time of then.
 //!
 //! # Which verdict an event that comes later finds
 //!
@@ -98,6 +99,15 @@ impl Judged {
     pub(super) fn order(&self) -> (i64, (u64, u32)) {
         (self.decided_at_us, self.arrival)
     }
+
+    /// What it comes to where a winner is known: the winner once more if it was decided earlier.
+    pub(super) fn against(self, winner: &Judged) -> Judged {
+        if self.order() > winner.order() {
+            return self;
+        }
+        let Judged { decided_at_us, invalid, .. } = *winner;
+        Judged { decided_at_us, invalid, ..self }
+    }
 }
 
 /// What verdicts on one key, the latest last, say about an event of a minute.
@@ -153,8 +163,6 @@ pub(super) struct Memory {
     turns: Ring<Turn>,
     /// The first turn of the slice that is being filled: keys judged in it need no new turn.
     slice_from: u64,
-    /// Keys whose turn came before cover no event that comes now.
-    covers_from: u64,
     marks: Marks,
     max: usize,
     /// Keys that were forgotten because the memory was full.
@@ -166,6 +174,11 @@ fn no_pool() -> Pool<Turn> {
     Pool::default()
 }
 
+/// Whether the verdict of a turn covers an event that has a log time.
+fn covers(marks: &Marks, turn: u64, lateness: &Lateness, at: LogTime) -> bool {
+    !marks.latest_of(turn).is_some_and(|latest| lateness.forgotten(latest, at))
+}
+
 impl Memory {
     pub(super) fn new(max: usize) -> Memory {
         Memory {
@@ -173,7 +186,6 @@ impl Memory {
             superseded: ById::default(),
             turns: Ring::default(),
             slice_from: 0,
-            covers_from: 0,
             marks: Marks::default(),
             max: max.max(1),
             forgotten_early: 0,
@@ -202,23 +214,36 @@ impl Memory {
         self.winners.get(key).map(|&turn| &self.turns.get(turn).winner)
     }
 
-    /// The same, if it covers an event that comes now.
-    pub(super) fn covering(&self, key: &IdHash) -> Option<&Judged> {
-        let turn = self.winners.get(key).filter(|&&turn| turn >= self.covers_from)?;
-        Some(&self.turns.get(*turn).winner)
+    /// The same, if it covers an event that has a log time.
+    pub(super) fn covering(&self, key: &IdHash, late: &Lateness, at: LogTime) -> Option<&Judged> {
+        let &turn = self.winners.get(key)?;
+        covers(&self.marks, turn, late, at).then(|| &self.turns.get(turn).winner)
     }
 
-    /// What the remembered verdicts say about an event that comes now.
-    pub(super) fn ruling(&self, key: &IdHash, minute: Bucket, late: &Lateness) -> Option<Ruling> {
-        let winner = self.covering(key)?;
+    /// What the remembered verdicts say about an event of a minute that has a log time.
+    pub(super) fn ruling(
+        &self,
+        key: &IdHash,
+        minute: Bucket,
+        late: &Lateness,
+        at: LogTime,
+    ) -> Option<Ruling> {
+        let winner = self.covering(key, late, at)?;
         let before = self.superseded.get(key).map_or(&[][..], Vec::as_slice);
         Some(Ruling::of(before.iter().chain([winner]), minute, late))
     }
 
-    /// Remembers verdicts on a key, in ascending order, each later than the winner.
-    pub(super) fn remember(&mut self, key: &IdHash, ascending: &[Judged]) {
+    /// Remembers verdicts on a key, in ascending order, each later than the winner, of an epoch
+    /// before which the log was complete to `frontier`.
+    pub(super) fn remember(
+        &mut self,
+        key: &IdHash,
+        ascending: &[Judged],
+        late: &Lateness,
+        frontier: LogTime,
+    ) {
         let Some((last, between)) = ascending.split_last() else { return };
-        let before = self.covering(key).copied();
+        let before = self.covering(key, late, frontier).copied();
         let mut kept: Vec<Judged> = self.superseded.remove(key).unwrap_or_default();
         kept.extend(before.iter().chain(between));
         // One that came no earlier than a later decided one is never needed.
@@ -271,20 +296,12 @@ impl Memory {
         self.slice_from = tail;
     }
 
-    /// Finds, once the log is complete to `frontier`, whose winners cover nothing any more.
-    pub(super) fn uncover(&mut self, lateness: &Lateness, frontier: LogTime) {
-        let uncovered = |latest| lateness.forgotten(latest, frontier);
-        let Some(end) = self.marks.end_of(uncovered) else { return };
-        if end > self.covers_from {
-            self.covers_from = end;
-            let winners = &self.winners;
-            self.superseded.retain(|key, _| winners.get(key).is_some_and(|&turn| turn >= end));
-        }
-    }
-
     /// Forgets the slices whose time has come. `true`: some key was.
     pub(super) fn forget(&mut self, lateness: &Lateness, frontier: LogTime) -> bool {
-        self.uncover(lateness, frontier);
+        let (winners, marks) = (&self.winners, &self.marks);
+        // Without a winner that covers what comes, nothing comes that needs what it superseded.
+        let needed = |&turn: &u64| covers(marks, turn, lateness, frontier);
+        self.superseded.retain(|key, _| winners.get(key).is_some_and(needed));
         let outlived = |latest| lateness.outlived(latest, frontier);
         let Some(end) = self.marks.drop_while(outlived) else { return false };
         // These are on time.

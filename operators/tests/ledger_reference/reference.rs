@@ -109,10 +109,10 @@ fn fates(lateness: &Lateness, events: &[(&Told, isize)], out: &mut Vec<((Told, u
     }
 }
 
-/// Which of a key's verdicts came into force: decided later than the one before, if that one is
-/// not forgotten.
+/// A key's verdicts as they came into force: one that was decided earlier than the one before, if
+/// that one is not forgotten, says what that one says.
 fn in_force(lateness: &Lateness, said: &[(&Said, isize)], out: &mut Vec<(InForce, isize)>) {
-    let mut winner: Option<&Said> = None;
+    let mut winner: Option<Said> = None;
     let mut life = 0;
     for of_epoch in said.chunk_by(|a, b| a.0.read == b.0.read) {
         let now = of_epoch[0].0.read;
@@ -120,24 +120,43 @@ fn in_force(lateness: &Lateness, said: &[(&Said, isize)], out: &mut Vec<(InForce
             is(lateness, w.read.latest, now.frontier_before)
         };
         // It covers nothing that comes any more, but still stands against what was decided before.
-        let covers = !winner.is_some_and(|w| ago(Lateness::forgotten, w));
+        let covers = !winner.as_ref().is_some_and(|w| ago(Lateness::forgotten, w));
         life += u32::from(!covers);
         winner = winner.filter(|w| !ago(Lateness::outlived, w));
-        let order = |s: &Said| (s.decided_at_us, s.arrival);
-        let later = |s: &&Said| winner.is_none_or(|w| order(s) > order(w));
-        let news: Vec<&Said> = of_epoch.iter().map(|s| s.0).filter(later).collect();
-        let same = winner.is_some_and(|w| news.iter().all(|s| s.invalid == w.invalid));
-        let repeat = covers && same;
-        out.extend(news.iter().map(|&s| (InForce { said: s.clone(), life, repeat }, 1)));
-        winner = news.last().copied().or(winner);
+        let against_winner = |s: &Said| match &winner {
+            Some(w) if s.decided_at_us < w.decided_at_us => {
+                Said { decided_at_us: w.decided_at_us, invalid: w.invalid, ..s.clone() }
+            }
+            _ => s.clone(),
+        };
+        let mut said: Vec<Said> = of_epoch.iter().map(|s| against_winner(s.0)).collect();
+        said.sort_by_key(|s| (s.decided_at_us, s.arrival));
+        let covers_all = |w: &Said| !lateness.forgotten(w.read.latest, now.latest);
+        let repeat = winner
+            .as_ref()
+            .is_some_and(|w| covers_all(w) && said.iter().all(|s| s.invalid == w.invalid));
+        winner = said.last().cloned();
+        out.extend(said.into_iter().map(|said| (InForce { said, life, repeat }, 1)));
     }
 }
 
+/// A flag of an event, and when that was decided which made it so.
+#[derive(Clone, Copy)]
+struct Flag {
+    invalid: bool,
+    decided_at_us: Option<i64>,
+}
+
 /// What verdicts, ascending, make of a flag, and whether the last is refused as too late.
-fn judge(lateness: &Lateness, minute: i64, verdicts: &[&InForce], flag: bool) -> (bool, bool) {
+fn judge(lateness: &Lateness, minute: i64, verdicts: &[&InForce], flag: Flag) -> (Flag, bool) {
     let in_time = |v: &&&InForce| !too_late(lateness, minute, v.said.log_time);
-    let after = verdicts.iter().rfind(in_time).map_or(flag, |v| v.said.invalid);
-    let refused = |last: &&InForce| !in_time(&last) && last.said.invalid != after;
+    let after = verdicts.iter().rfind(in_time).map_or(flag, |v| Flag {
+        invalid: v.said.invalid,
+        decided_at_us: Some(v.said.decided_at_us),
+    });
+    // Whatever is forgotten meanwhile.
+    assert!(after.decided_at_us >= flag.decided_at_us, "an earlier decision won");
+    let refused = |last: &&InForce| !in_time(&last) && last.said.invalid != after.invalid;
     (after, verdicts.last().is_some_and(refused))
 }
 
@@ -152,15 +171,16 @@ fn flags(
     let (before, after): (Vec<&InForce>, Vec<&InForce>) =
         verdicts.iter().partition(|v| v.said.read.epoch < event.read.epoch);
     let mut refusals = Vec::new();
-    let mut note = |epoch, (flag, refused): (bool, bool)| {
+    let mut note = |epoch, (flag, refused): (Flag, bool)| {
         if refused {
             refusals.push(epoch);
         }
         flag
     };
+    let born = Flag { invalid: born, decided_at_us: None };
     let mut flag = born;
     if let Some(winner) = before.last()
-        && !lateness.forgotten(winner.said.read.latest, event.read.frontier_before)
+        && !lateness.forgotten(winner.said.read.latest, event.log_time)
     {
         let waiting: Vec<_> = before.iter().filter(|v| v.life == winner.life).copied().collect();
         flag = note(event.read.epoch, judge(lateness, event.minute, &waiting, born));
@@ -173,12 +193,12 @@ fn flags(
             continue;
         }
         let new = note(now.epoch, judge(lateness, event.minute, of_epoch, flag));
-        if new != flag {
-            changes.push((now.epoch, new));
-            flag = new;
+        if new.invalid != flag.invalid {
+            changes.push((now.epoch, new.invalid));
         }
+        flag = new;
     }
-    (first, changes, refusals)
+    (first.invalid, changes, refusals)
 }
 
 /// The steps of one event: how it stood before and after, by epoch.

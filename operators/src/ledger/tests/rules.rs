@@ -268,15 +268,48 @@ fn an_earlier_decision_does_not_win_while_an_event_is_remembered_that_a_later_on
     assert_eq!(out.rows[0].is, Invalid);
     // Only what was decided later changes it, also when the verdict covers no event any more.
     bench.open(NOON + retention_us * 5 / 4);
-    bench.open(NOON + retention_us * 5 / 4);
     let out = bench.enter(Events::at(NOON + retention_us * 5 / 4, &[(2, 2)]).of(9));
     assert_eq!(out.rows[0].is, Valid, "it is not covered");
+    // One that was decided earlier repeats it, whatever it says: that is a verdict on all.
     let earlier = bench.say(Target::Impression, 9, false, 50);
-    assert_eq!(bench.judge(vec![earlier]).0, []);
+    assert_eq!(bench.judge(vec![earlier]).0, [(1, 0, Valid, Invalid)]);
+    let out = bench.enter(Events::at(NOON + retention_us * 5 / 4, &[(3, 3)]).of(9));
+    assert_eq!(out.rows[0].is, Invalid, "it is covered again");
     let later = bench.say(Target::Impression, 9, true, 101);
-    assert_eq!(bench.judge(vec![later]).0, [(1, 0, Valid, Invalid)], "a repeat is one of all");
+    assert_eq!(bench.judge(vec![later]).0, []);
     let later = bench.say(Target::Impression, 9, false, 102);
-    assert_eq!(bench.judge(vec![later]).0, [(0, 0, Invalid, Valid), (1, 0, Invalid, Valid)]);
+    assert_eq!(
+        bench.judge(vec![later]).0,
+        [(0, 0, Invalid, Valid), (1, 0, Invalid, Valid), (2, 0, Invalid, Valid)]
+    );
+}
+
+/// What an event of a partition that is far ahead of the others is covered by goes by its own log
+/// time: it is remembered from then on, and the verdict must be known as long.
+#[test]
+fn a_verdict_covers_by_the_log_time_of_the_event_however_far_others_lag() {
+    let retention_us = LATENESS.retention_us();
+    let mut bench = Bench::new(LedgerLimits::default());
+    let invalid = bench.say(Target::Impression, 9, true, 100);
+    assert_eq!(bench.judge(vec![invalid]).0, []);
+    // The log is complete to noon only: somebody lags by more than a retention.
+    let ahead_us = NOON + retention_us * 5 / 4;
+    bench.open(ahead_us);
+    let out = bench.enter(Events::at(ahead_us, &[(1, 1)]).of(9));
+    assert_eq!(out.rows[0].is, Valid, "it came more than a retention later");
+}
+
+#[test]
+fn a_decision_that_was_made_earlier_and_says_the_same_covers_what_came_meanwhile() {
+    let retention_us = LATENESS.retention_us();
+    let mut bench = Bench::new(LedgerLimits::default());
+    let latest = bench.say(Target::Impression, 9, true, 100);
+    assert_eq!(bench.judge(vec![latest]).0, []);
+    bench.open(NOON + retention_us * 5 / 4);
+    let out = bench.enter(Events::at(NOON + retention_us * 5 / 4, &[(1, 1)]).of(9));
+    assert_eq!(out.rows[0].is, Valid);
+    let earlier = bench.say(Target::Impression, 9, true, 90);
+    assert_eq!(bench.judge(vec![earlier]).0, [(0, 0, Valid, Invalid)]);
 }
 
 #[test]

@@ -275,7 +275,7 @@ fn a_memory_keeps_what_an_event_may_still_need() {
             };
             let judged = Judged::from(&judgement);
             if said.last().is_none_or(|winner| winner.order() < judged.order()) {
-                memory.remember(&key, &[judged]);
+                memory.remember(&key, &[judged], &LATENESS, LogTime(frontier));
                 said.push(judged);
             }
             // An event comes at or after the frontier and is itself not too late.
@@ -283,7 +283,7 @@ fn a_memory_keeps_what_an_event_may_still_need() {
                 let minute = minute_of(at - LATENESS.correction_horizon_us);
                 assert!(!LATENESS.too_late(minute, LogTime(at)));
                 let wanted = Ruling::of(said.iter(), minute, &LATENESS);
-                let got = memory.ruling(&key, minute, &LATENESS).unwrap();
+                let got = memory.ruling(&key, minute, &LATENESS, LogTime(at)).unwrap();
                 assert_eq!(got, wanted);
                 older_won += u64::from(got.invalid.is_some() && got.too_late.is_some());
             }
