@@ -18,11 +18,13 @@
 //! # Limits
 //!
 //! Memory grows with the events inside the horizon (some 250 bytes each) and with the rows of all
-//! buckets (some 110 each, and 250 more when they are handed over); an event of ADS-1 takes some
+//! buckets (some 110 each, and 250 more when they are handed over), and with the newest events of
+//! each fate that did not count, a million of each at most; an event of ADS-1 takes some
 //! 7 µs, most of it waiting for memory: it is a check, run beside a server, not a part of one. A
 //! log whose first frames have been deleted cannot be recomputed and is refused. A frame that
 //! cannot be read stops it: guessing would make the check worthless.
 
+mod aside;
 mod compare;
 mod frames;
 mod rows;
@@ -31,6 +33,7 @@ mod standing;
 #[cfg(test)]
 mod tests;
 
+pub use aside::{Asides, SetAside};
 pub use compare::{
     Cell, Comparison, DIFFERENCES_MAX, Difference, Filter, What, compare, compare_counts,
     compare_events,
@@ -44,7 +47,6 @@ use standing::Book;
 use std::collections::{BTreeMap, VecDeque};
 use trueup_operators::{
     change::Counts,
-    event::{Fate, Position},
     log::{Frame, Log, LogError, Topic},
     remap::{RemapRow, Upto},
     rollup::RollupSpec,
@@ -76,19 +78,6 @@ pub struct RowFigures {
     pub state: BucketState,
 }
 
-/// An event that does not count but can be asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetAside {
-    /// Why.
-    pub fate: Fate,
-    /// Where it is in the log.
-    pub position: Position,
-    /// When the log took it.
-    pub log_time: LogTime,
-    /// Its id.
-    pub event_id: String,
-}
-
 /// Everything as of an epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recomputed {
@@ -100,13 +89,8 @@ pub struct Recomputed {
     pub views: Views,
     /// The names of the dimensions of every view.
     pub dimensions: BTreeMap<String, Vec<String>>,
-    /// Too late events, in the order of epochs, partitions, offsets and rows.
-    pub late_events: Vec<SetAside>,
-    /// Conflicts, events of an unknown schema version, and messages that are none of ours, in the
-    /// order of epochs.
-    pub quarantine: Vec<SetAside>,
-    /// Copies of events that count, in the same order.
-    pub duplicates: Vec<SetAside>,
+    /// The events that did not count, and messages that are none of ours.
+    pub asides: Asides,
     /// How many of each.
     pub counts: Counts,
 }
@@ -353,9 +337,7 @@ impl<'a> Recomputation<'a> {
             frontier,
             views: self.rows.views(&self.lateness, frontier),
             dimensions: self.rows.dimensions(),
-            late_events: self.book.late_events.clone(),
-            quarantine: self.book.quarantine.clone(),
-            duplicates: self.book.duplicates.clone(),
+            asides: self.book.asides.clone(),
             counts,
         }
     }

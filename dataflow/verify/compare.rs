@@ -192,17 +192,16 @@ pub fn compare_events(
     engine: &[ServedEvents],
     comparison: &mut Comparison,
 ) {
-    let Recomputed { late_events, quarantine, duplicates, .. } = recomputed;
-    let ours = || late_events.iter().chain(quarantine).chain(duplicates);
+    let asides = &recomputed.asides;
     for ServedEvents { fate, total, .. } in engine {
-        let found = ours().filter(|aside| aside.fate == *fate).count();
-        if found as u64 != *total {
+        let found = asides.total(*fate);
+        if found != *total {
             let cells = vec![cell("events", total, found)];
             comparison.push(of_view(fate.code(), What::Figures { cells }));
         }
     }
     let mut ours: BTreeMap<Position, (Fate, LogTime)> =
-        ours().map(|aside| (aside.position, (aside.fate, aside.log_time))).collect();
+        asides.iter().map(|aside| (aside.position, (aside.fate, aside.log_time))).collect();
     for Incident { fate, position, log_time } in engine.iter().flat_map(|of| &of.events) {
         let served = Some((*fate, *log_time));
         let found = ours.remove(position);

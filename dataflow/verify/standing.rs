@@ -18,7 +18,7 @@
 //!   what was decided before it.
 
 use super::{
-    SetAside,
+    aside::{Asides, SetAside},
     frames::{Dimensions, KNOWN_VERSION, Kind, Row},
 };
 use std::{
@@ -129,9 +129,7 @@ pub(super) struct Book {
     waiting: BTreeMap<Subject, Vec<Judged>>,
     changes: Vec<Change>,
     pub(super) counts: Counts,
-    pub(super) late_events: Vec<SetAside>,
-    pub(super) quarantine: Vec<SetAside>,
-    pub(super) duplicates: Vec<SetAside>,
+    pub(super) asides: Asides,
 }
 
 impl Book {
@@ -147,9 +145,7 @@ impl Book {
             waiting: BTreeMap::new(),
             changes: Vec::new(),
             counts: Counts::default(),
-            late_events: Vec::new(),
-            quarantine: Vec::new(),
-            duplicates: Vec::new(),
+            asides: Asides::default(),
         }
     }
 
@@ -184,14 +180,11 @@ impl Book {
     pub(super) fn event(&mut self, frame: &Frame, row: &Row<'_>) {
         let fate = self.fate(frame, row);
         self.counts.fates[fate as usize] += 1;
-        let aside = match fate {
-            Fate::Counted => return,
-            Fate::Duplicate => &mut self.duplicates,
-            Fate::TooLate => &mut self.late_events,
-            Fate::Conflict | Fate::Quarantined => &mut self.quarantine,
-        };
+        if fate == Fate::Counted {
+            return;
+        }
         let (partition, offset) = (frame.partition, frame.offset);
-        aside.push(SetAside {
+        self.asides.push(SetAside {
             fate,
             position: Position { partition, offset, row: row.number },
             log_time: frame.log_time,
@@ -207,7 +200,7 @@ impl Book {
 
     /// A message that is set aside, whatever it counts as.
     pub(super) fn listed(&mut self, topic: Topic, frame: &Frame) {
-        self.quarantine.push(SetAside {
+        self.asides.push(SetAside {
             fate: Fate::Quarantined,
             position: Position::of_message(topic, frame.partition, frame.offset),
             log_time: frame.log_time,

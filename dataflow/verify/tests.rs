@@ -13,7 +13,7 @@ use super::*;
 use memory_log::Made;
 use trueup_generator::event::{Event, Verdict};
 use trueup_operators::{
-    event::{EventType, Target},
+    event::{EventType, Fate, Position, Target},
     money::PriceBasis,
     time::{Granularity, MINUTE_US, SECOND_US, parse_rfc3339},
 };

@@ -21,4 +21,4 @@ pub use tables::{
     Filter, Follow, IncidentKey, IncidentPage, Memory, Page, Place, ReadError, Slots, Span, Start,
     Step, SumQuery, Summed, Tables,
 };
-pub use views::{Loader, ShardImage, ShardSink, ViewSettings, Views};
+pub use views::{INCIDENTS_MAX, Loader, ShardImage, ShardSink, ViewSettings, Views};

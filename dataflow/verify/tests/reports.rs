@@ -92,8 +92,7 @@ fn events_that_were_set_aside_are_compared_one_by_one() {
     let edge = at(60) + 10 * MINUTE_US;
     made.events(at(1), &[newer]).close(at(1)).events(edge, &[click("late", at(0))]).close(edge);
     let recomputed = run(&made);
-    let asides = recomputed.late_events.iter().chain(&recomputed.quarantine);
-    let incidents = asides.map(|aside| {
+    let incidents = recomputed.asides.iter().map(|aside| {
         let SetAside { fate, position, log_time, .. } = *aside;
         Incident { fate, position, log_time }
     });

@@ -49,12 +49,12 @@ fn copies_and_contradictions_count_once() {
     assert_eq!(figures(&recomputed), [0, 3, 0, 0, 0, 300_000]);
     assert_eq!(recomputed.counts.fates, [3, 2, 2, 0, 0]);
     let conflicts: Vec<&str> =
-        recomputed.quarantine.iter().map(|aside| aside.event_id.as_str()).collect();
+        recomputed.asides.newest(Fate::Conflict).map(|aside| aside.event_id.as_str()).collect();
     assert_eq!(conflicts, ["b", "a"]);
-    assert!(recomputed.quarantine.iter().all(|aside| aside.fate == Fate::Conflict));
+    assert_eq!(recomputed.asides.total(Fate::Quarantined), 0);
     let copies: Vec<_> = recomputed
-        .duplicates
-        .iter()
+        .asides
+        .newest(Fate::Duplicate)
         .map(|aside| (aside.fate, aside.event_id.as_str(), aside.log_time))
         .collect();
     assert_eq!(
@@ -73,7 +73,8 @@ fn an_unknown_version_is_quarantined_and_not_remembered() {
     assert_eq!(recomputed.counts.fates, [2, 0, 0, 2, 0]);
     assert_eq!(figures(&recomputed), [0, 2, 0, 0, 0, 200_000]);
     let position = Position { partition: 0, offset: 0, row: 0 };
-    let SetAside { fate, position: found, log_time, .. } = &recomputed.quarantine[0];
+    let mut quarantined = recomputed.asides.newest(Fate::Quarantined);
+    let SetAside { fate, position: found, log_time, .. } = quarantined.next().unwrap();
     assert_eq!(
         (*fate, found.offset, *log_time),
         (Fate::Quarantined, position.offset, LogTime(at(5)))
@@ -98,8 +99,8 @@ fn late_counts_and_too_late_does_not_to_the_microsecond() {
     assert_eq!(figures(&recomputed), [0, 3, 0, 0, 0, 300_000]);
     assert_eq!(recomputed.counts.fates, [3, 2, 0, 0, 1]);
     assert_eq!(recomputed.counts.late, 2);
-    assert_eq!(recomputed.late_events.len(), 1);
-    assert_eq!(recomputed.late_events[0].log_time, LogTime(edge));
+    let late: Vec<_> = recomputed.asides.newest(Fate::TooLate).map(|a| a.log_time).collect();
+    assert_eq!(late, [LogTime(edge)]);
     // The minute decides for the hour as well.
     let hour = parse_rfc3339("2026-04-27T15:00:00Z").unwrap();
     assert_eq!(row(&recomputed, "audience_hour", hour).figures[1], 3);
@@ -118,7 +119,8 @@ fn what_is_further_ahead_than_may_be_is_set_aside_and_the_distant_past_is_too_la
     assert_eq!(recomputed.counts.fates, [2, 0, 0, 3, 3]);
     // Each of the two stands in a minute of its own.
     assert_eq!(figures(&recomputed), [0, 1, 0, 0, 0, 100_000]);
-    assert_eq!((recomputed.quarantine.len(), recomputed.late_events.len()), (3, 3));
+    let total = |fate| recomputed.asides.total(fate);
+    assert_eq!((total(Fate::Quarantined), total(Fate::TooLate)), (3, 3));
 }
 
 #[test]

@@ -108,7 +108,10 @@ impl Ledger {
             }
             self.remember(&key, &judged, times.frontier_before);
         }
+        // It grew by doubling, and is held until it is carried out.
+        touched.shrink_to_fit();
         touched.sort_unstable_by_key(|t: &Touch| (t.place, t.key()));
+        self.judging_bytes = size_of_val(touched.as_slice()) + size_of_val(keys.as_slice());
         Ok(Judging { keys, touched, next: 0, counts })
     }
 
@@ -132,6 +135,7 @@ impl Ledger {
             rows += self.retract(of_batch, keys, read_back, emit)?;
             *next += of_batch.len();
         }
+        self.judging_bytes = 0;
         let counts = std::mem::take(counts);
         if counts != Counts::default() {
             emit(Ledgered { batch: None, rows: Vec::new(), incidents: Vec::new(), counts });

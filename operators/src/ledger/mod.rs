@@ -286,6 +286,8 @@ pub struct Ledger {
     /// How many changes of rows of the image before are noted, and may be.
     flips: usize,
     flips_max: usize,
+    /// What the verdicts that are being carried out take.
+    judging_bytes: usize,
     /// Members of groups, while vnodes are loaded.
     restored: Option<Restored>,
 }
@@ -311,6 +313,7 @@ impl Ledger {
             imaged: false,
             flips: 0,
             flips_max: image::FLIPS_MAX,
+            judging_bytes: 0,
             restored: None,
             settings,
         }
@@ -477,5 +480,6 @@ impl Ledger {
             + self.groups.bytes()
             + self.event_filter.bytes()
             + self.group_filter.bytes()
+            + self.judging_bytes
     }
 }

@@ -103,6 +103,9 @@ pub struct ViewSettings {
     pub digests: bool,
 }
 
+/// How many events of each fate are listed, unless a job says otherwise.
+pub const INCIDENTS_MAX: usize = 1_000_000;
+
 impl ViewSettings {
     /// The settings of a job that says no more than this.
     pub fn new(workers: usize, rollups: Vec<RollupSpec>, lateness: Lateness) -> ViewSettings {
@@ -112,7 +115,7 @@ impl ViewSettings {
             lateness,
             history_bytes_max: 256 << 20,
             history_us_max: 10 * MINUTE_US,
-            incidents_max: 1_000_000,
+            incidents_max: INCIDENTS_MAX,
             retention_us: [3 * DAY_US, 35 * DAY_US, 400 * DAY_US],
             digests: false,
         }

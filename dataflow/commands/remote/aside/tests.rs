@@ -5,7 +5,7 @@
 use super::*;
 use crate::{
     commands::remote::of_one_epoch,
-    verify::{Comparison, Recomputed, SetAside, Views, compare_counts, compare_events},
+    verify::{Asides, Comparison, Recomputed, SetAside, Views, compare_counts, compare_events},
 };
 use serde_json::json;
 use std::{
@@ -91,14 +91,14 @@ fn recomputed() -> Recomputed {
         log_time: LogTime(parse_rfc3339("2026-11-28T12:00:01.5Z").unwrap()),
         event_id: String::new(),
     };
+    let mut asides = Asides::default();
+    LISTED_FATES.iter().for_each(|&fate| asides.push(aside(fate)));
     Recomputed {
         epoch: 7,
         frontier: LogTime(0),
         views: Views::new(),
         dimensions: BTreeMap::new(),
-        late_events: vec![aside(Fate::TooLate)],
-        quarantine: vec![aside(Fate::Conflict), aside(Fate::Quarantined)],
-        duplicates: vec![aside(Fate::Duplicate)],
+        asides,
         counts: counts_of(&counts(|name| name.len() as u64)).unwrap(),
     }
 }

@@ -101,7 +101,7 @@ impl Life {
 }
 
 /// All sections of an image: of each vnode, then of what all share.
-fn sections(image: &LedgerImage) -> Vec<Vec<u8>> {
+pub(super) fn sections(image: &LedgerImage) -> Vec<Vec<u8>> {
     let mut sections = vec![Vec::new(); VNODES + 1];
     // Not in their order.
     for vnode in (0..VNODES).rev() {
@@ -112,7 +112,7 @@ fn sections(image: &LedgerImage) -> Vec<Vec<u8>> {
 }
 
 /// A ledger of a whole image and the increments after it.
-fn load(chain: &[Vec<Vec<u8>>]) -> Ledger {
+pub(super) fn load(chain: &[Vec<Vec<u8>>]) -> Ledger {
     let mut ledger = empty();
     for vnode in 0..VNODES {
         let parts: Vec<&[u8]> = chain.iter().map(|of| of[vnode].as_slice()).collect();

@@ -1,13 +1,16 @@
 //! A verdict that changes events in every batch of the horizon: the operator carries it out in
 //! steps, and whoever stands behind it takes what a step gives before the next one reads more.
 
-use super::rules::{Events, LATENESS, NOON};
+use super::{
+    images::{load, sections},
+    rules::{Events, LATENESS, NOON},
+};
 use crate::{
-    accumulate::Times,
+    accumulate::{Times, UnderWay},
     event::Target,
-    feed::{EpochTimes, Feed, Judgement, Located, ReadBack},
+    feed::{EpochTimes, Feed, ImageKind, Judgement, Located, ReadBack},
     hash::IdHash,
-    ledger::{Ledger, LedgerSettings, Ledgered, Standing, judging::STEP_ROWS, ledger},
+    ledger::{Ledger, LedgerImage, LedgerSettings, Ledgered, Standing, judging::STEP_ROWS, ledger},
     time::LogTime,
 };
 use std::{
@@ -58,22 +61,36 @@ impl ReadBack<Events> for Counting {
 #[test]
 fn a_verdict_on_everything_holds_few_batches_at_a_time() {
     timely::execute_directly(|worker| {
-        let (read, flipped) = (Counting::default(), Rc::new(RefCell::new((0, 0))));
-        let (log, seen, probe) = (read.clone(), Rc::clone(&flipped), probe::Handle::new());
+        // By epoch, how many rows came and how many turned; in the order in which it was said.
+        let (read, said) = (Counting::default(), Rc::new(RefCell::new(Vec::new())));
+        let taken = Rc::new(RefCell::new(Vec::new()));
+        let (images, probe) = (Rc::clone(&taken), probe::Handle::new());
+        let (log, seen) = (read.clone(), Rc::clone(&said));
         let (mut events, mut verdicts) = worker.dataflow::<u64, _, _>(|scope| {
             let (events, feeds) = scope.new_input::<Vec<Feed<Events>>>();
             let (verdicts, judgements) = scope.new_input::<Vec<Judgement>>();
             let new = Ledger::new(LedgerSettings::new(LATENESS, 0, 1));
-            let (times, on_image) = (Times::default(), Rc::new(|_, _| {}));
+            let marked = UnderWay { image: Some(ImageKind::Whole), ..UnderWay::default() };
+            let times = Times::default();
+            times.borrow_mut().insert(2, marked);
+            let on_image = Rc::new(move |epoch, image: LedgerImage| {
+                assert_eq!(epoch, 2);
+                images.borrow_mut().push(image);
+            });
             let fault = Rc::new(|reason| panic!("{reason}"));
             let (stream, _) = ledger(feeds, judgements, new, log, times, on_image, fault);
-            let count = move |out: &Arc<Ledgered<Events>>| {
-                let mut seen = seen.borrow_mut();
-                let turned = out.rows.iter().filter(|row| row.was == Standing::Valid).count();
-                seen.0 += turned;
-                seen.1 += out.rows.len() - turned;
+            // Each batch comes in one epoch, and turns in the second.
+            let note = move |out: &Arc<Ledgered<Events>>| {
+                let came = out.rows.iter().filter(|row| row.was == Standing::Absent).count();
+                let Some(batch) = &out.batch else { return };
+                let epoch = match (came, batch.offset) {
+                    (0, _) => 2,
+                    (_, BATCHES) => 3,
+                    _ => 1,
+                };
+                seen.borrow_mut().push((epoch, came, out.rows.len() - came));
             };
-            stream.inspect(count).probe_with(&probe);
+            stream.inspect(note).probe_with(&probe);
             (events, verdicts)
         });
         for epoch in 1..4 {
@@ -105,8 +122,18 @@ fn a_verdict_on_everything_holds_few_batches_at_a_time() {
             steps += 1;
             assert!(steps < 10_000, "it goes on by itself");
         }
-        let rows = (BATCHES * ROWS) as usize;
-        assert_eq!(*flipped.borrow(), (rows, rows + ROWS as usize));
+        let (said, rows) = (said.borrow(), (BATCHES * ROWS) as usize);
+        assert!(said.is_sorted_by_key(|of| of.0), "nothing comes before the last step");
+        let of = |epoch| {
+            let of = said.iter().filter(|of| of.0 == epoch);
+            of.fold((0, 0), |sum, of| (sum.0 + of.1, sum.1 + of.2))
+        };
+        assert_eq!([of(1), of(2), of(3)], [(rows, 0), (0, rows), (ROWS as usize, 0)]);
+        // The image of the epoch has all that it changed.
+        let restored = load(&[sections(&taken.borrow()[0])]);
+        assert_eq!(restored.len(), rows);
+        let stands = |n: u64| restored.lookup(&u128::from(n).to_le_bytes()).unwrap().standing;
+        assert!((0..rows as u64).all(|n| stands(n) == Standing::Invalid));
         assert_eq!(read.given.borrow().len(), BATCHES as usize, "each was read once");
         let alive = *read.alive_most.borrow();
         assert!(alive <= 2 * STEP_ROWS / ROWS as usize, "{alive} at once");
