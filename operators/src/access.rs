@@ -142,8 +142,18 @@ impl Access {
 
     /// How many of them may send anything.
     pub fn senders(&self) -> usize {
-        let sends = [Action::Collect, Action::Judge, Action::Operate];
-        self.0.iter().filter(|token| sends.iter().any(|&action| token.role.may(action))).count()
+        self.who_may(&[Action::Collect, Action::Judge, Action::Operate])
+    }
+
+    /// How many of them may read anything.
+    pub fn readers(&self) -> usize {
+        self.who_may(&[Action::Read, Action::Analyse, Action::Operate])
+    }
+
+    /// How many of them may do any of these.
+    fn who_may(&self, actions: &[Action]) -> usize {
+        let may = |token: &&Token| actions.iter().any(|&action| token.role.may(action));
+        self.0.iter().filter(may).count()
     }
 
     /// Whether none is configured.
@@ -239,6 +249,7 @@ mod tests {
             assert_eq!(refused.map(|_| ()).map_err(|p| p.status), Err(401), "{header}");
         }
         assert!(!format!("{access:?}").contains("s3cret"));
+        assert_eq!((access.senders(), access.readers()), (1, 0));
         assert_eq!(
             Access::default().check(None, Action::Operate).expect("open").role,
             Role::Operator

@@ -20,6 +20,7 @@ pub mod prefetch;
 pub mod problem;
 pub mod remap;
 pub mod rollup;
+pub mod room;
 pub mod section;
 pub mod sum;
 pub mod symbols;

@@ -1,13 +1,15 @@
 //! The memory of answers. A query ends when its answer is written; the answer itself is there until
 //! its peer has read it, and a peer decides alone how long that takes. So the bytes of all answers
 //! that are not read yet are bounded together, and an answer for which there is no room is refused
-//! with `429`. A sixteenth of the room is for small answers alone: a few large ones that nobody
-//! reads turn no small one away.
+//! with `429`. Of that room a token may hold as much as it leaves free ([`Room`]), so none has all
+//! others turned away by asking for much and reading little. A sixteenth of the room is for small
+//! answers alone: a few large ones that nobody reads turn no small one away.
 //!
 //! The bytes are given back when the connection drops them, which is when the last of them was
 //! handed to the system, or the connection has ended. What an answer holds is therefore tied to its
 //! bytes and not to its body, which the connection is done with long before. Whoever serves the
-//! connection finds an [`Unread`] with every large answer: it says when the peer has had its time.
+//! connection finds an [`Unread`] with every answer: it says when the peer has had its time. A
+//! small one needs that as much: thousands of them, each read a byte at a time, are the whole room.
 
 use crate::{limits::Limits, problems::wrong};
 use axum::{
@@ -17,25 +19,28 @@ use axum::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     time::{Instant, timeout_at},
 };
-use trueup_operators::problem::Problem;
+use trueup_operators::{
+    access::Access,
+    problem::Problem,
+    room::{Full, Place, Room},
+};
 
-/// Bytes of answers are counted in pages.
-const PAGE_BYTES: usize = 4_096;
 /// An answer up to this is small.
 const SMALL_BYTES_MAX: usize = 64 << 10;
-/// Which part of the room is for small answers alone.
+/// Which part of the room is for small answers alone. As much of it any token may hold, however
+/// little is left.
 const SMALL_SHARE: usize = 16;
 
 /// The room for answers that are not read yet.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    pages: Arc<Semaphore>,
-    /// Those of them that large answers may take, too.
-    large: Arc<Semaphore>,
-    large_max: usize,
+    all: Arc<Room>,
+    /// Of it what large answers may take, too.
+    large: Arc<Room>,
+    large_bytes_max: usize,
     bytes_max: usize,
     read_max: Duration,
 }
@@ -43,8 +48,8 @@ pub(crate) struct Answers {
 /// The text of an answer with what it holds, until the last byte of it is gone.
 struct Held {
     text: String,
-    _pages: OwnedSemaphorePermit,
-    _large: Option<OwnedSemaphorePermit>,
+    _place: Place,
+    _large: Option<Place>,
     _reading: Reading,
 }
 
@@ -81,66 +86,63 @@ impl Unread {
 }
 
 impl Answers {
-    pub(crate) fn new(limits: &Limits) -> Answers {
+    pub(crate) fn new(limits: &Limits, access: &Access) -> Answers {
         let bytes_max = limits.answer_bytes_in_flight_max;
-        let pages = (bytes_max / PAGE_BYTES).clamp(1, u32::MAX as usize);
-        let large_max = pages - pages / SMALL_SHARE;
+        let small_bytes = bytes_max / SMALL_SHARE;
+        let large_bytes_max = bytes_max - small_bytes;
+        let room = |bytes| Room::new(bytes, small_bytes, access.len(), access.readers());
         Answers {
-            pages: Arc::new(Semaphore::new(pages)),
-            large: Arc::new(Semaphore::new(large_max)),
-            large_max,
+            all: room(bytes_max),
+            large: room(large_bytes_max),
+            large_bytes_max,
             bytes_max,
             read_max: Duration::from_millis(limits.answer_ms_max),
         }
     }
 
     /// Refuses before a query is made whose answer would be refused.
-    pub(crate) fn check(&self) -> Result<(), Problem> {
-        match self.pages.available_permits() {
-            0 => Err(self.full("another answer".to_owned())),
-            _ => Ok(()),
-        }
+    pub(crate) fn check(&self, token: usize) -> Result<(), Problem> {
+        let grown = self.all.place(token).grow(1);
+        grown.map_err(|full| self.full("another answer".to_owned(), full))
     }
 
-    /// Makes a JSON answer of a text, which no cache keeps.
+    /// Makes a JSON answer of a text, which no cache keeps, to who asked with a token.
     ///
     /// # Errors
     /// 429 while there is no room for it; 400 if there never is.
-    pub(crate) fn admit(&self, mut text: String) -> Result<Response, Problem> {
+    pub(crate) fn admit(&self, token: usize, mut text: String) -> Result<Response, Problem> {
         // What was reserved for it and not needed is memory all the same.
         text.shrink_to_fit();
         let bytes = text.len();
-        let pages = bytes.div_ceil(PAGE_BYTES).max(1);
         let is_large = bytes > SMALL_BYTES_MAX;
-        if is_large && pages > self.large_max {
+        if is_large && bytes > self.large_bytes_max {
             return Err(self.too_large(bytes));
         }
-        let take = |from: &Arc<Semaphore>| {
-            let pages = u32::try_from(pages).unwrap_or(u32::MAX);
-            let taken = Arc::clone(from).try_acquire_many_owned(pages);
-            taken.map_err(|_| self.full(format!("an answer of {bytes} bytes")))
+        let take = |room: &Arc<Room>| {
+            let mut place = room.place(token);
+            let grown = place.grow(bytes.max(1));
+            grown.map_err(|full| self.full(format!("an answer of {bytes} bytes"), full))?;
+            Ok(place)
         };
         let large = is_large.then(|| take(&self.large)).transpose()?;
         let (reading, unread) = Unread::within(self.read_max);
-        let held = Held { text, _pages: take(&self.pages)?, _large: large, _reading: reading };
+        let held = Held { text, _place: take(&self.all)?, _large: large, _reading: reading };
         let headers =
             [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
         let mut answer = (headers, Body::from(Bytes::from_owner(held))).into_response();
-        if is_large {
-            answer.extensions_mut().insert(unread);
-        }
+        answer.extensions_mut().insert(unread);
         Ok(answer)
     }
 
-    fn full(&self, what: String) -> Problem {
+    fn full(&self, what: String, full: Full) -> Problem {
         metrics::counter!("trueup_answers_turned_away_total").increment(1);
         Problem::new(
             429,
             "too_many_answer_bytes_in_flight",
             "too many bytes of answers are not read yet",
             format!(
-                "there is no room for {what}: those that were asked for and are not read yet may \
-                 take {} bytes together",
+                "there is no room for {what}: {full}; those that were asked for and are not read \
+                 yet may take {} bytes together",
                 self.bytes_max
             ),
             "read the answers that come, ask again after a moment, for fewer rows with `limit`, or \
@@ -152,10 +154,7 @@ impl Answers {
     fn too_large(&self, bytes: usize) -> Problem {
         wrong(
             "answer_too_large",
-            format!(
-                "the answer has {bytes} bytes; one may have {}",
-                self.large_max.saturating_mul(PAGE_BYTES)
-            ),
+            format!("the answer has {bytes} bytes; one may have {}", self.large_bytes_max),
             "ask for fewer rows with `limit`, or raise `[queries] answer_bytes_in_flight_max`",
         )
     }

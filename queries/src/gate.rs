@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Semaphore;
-use trueup_operators::problem::Problem;
+use trueup_operators::{access::Access, problem::Problem};
 
 /// The door before every query.
 #[derive(Debug)]
@@ -34,24 +34,26 @@ impl Drop for Inside {
 }
 
 impl Gate {
-    pub(crate) fn new(limits: &Limits) -> Gate {
+    pub(crate) fn new(limits: &Limits, access: &Access) -> Gate {
         Gate {
             running: Arc::new(Semaphore::new(limits.running_max.max(1))),
             inside: Arc::default(),
-            answers: Arc::new(Answers::new(limits)),
+            answers: Arc::new(Answers::new(limits, access)),
             queries_max: limits.queries_max,
             wait_ms_max: limits.wait_ms_max,
         }
     }
 
-    /// Answers with the JSON that a query writes, if there is room for it: [`Gate::run`] runs it.
+    /// Answers who asks with a token with the JSON that a query writes, if there is room for it:
+    /// [`Gate::run`] runs it.
     pub(crate) async fn answer(
         &self,
+        token: usize,
         query: impl FnOnce() -> Result<String, Problem> + Send + 'static,
     ) -> Result<Response, Problem> {
-        self.answers.check()?;
+        self.answers.check(token)?;
         let answers = Arc::clone(&self.answers);
-        self.run(move || answers.admit(query()?)).await
+        self.run(move || answers.admit(token, query()?)).await
     }
 
     /// Runs a query on a thread that may block, when its turn comes. A query whose asker has gone

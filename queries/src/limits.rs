@@ -26,7 +26,7 @@ pub struct Limits {
     /// Bytes of all answers together that their peers have not read yet; more are turned away.
     #[serde(deserialize_with = "size")]
     pub answer_bytes_in_flight_max: usize,
-    /// How long the peer of a large answer may take to read it before it is cut off.
+    /// How long the peer of an answer may take to read it before it is cut off.
     pub answer_ms_max: u64,
     /// Subscribers at the same time.
     pub subscribers_max: usize,

@@ -77,7 +77,7 @@ pub(crate) async fn event(
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer {
-    queries.check(&headers, Action::Operate)?;
+    let asker = queries.check(&headers, Action::Operate)?;
     Params::of(&uri)?.finish()?;
     let unknown = |detail: String| {
         Problem::new(404, "unknown_event", "no such event is known", detail, EVENTS_KNOWN)
@@ -86,7 +86,7 @@ pub(crate) async fn event(
         return Err(unknown(format!("an event id has at most {EVENT_ID_BYTES_MAX} bytes")));
     }
     let runtime = Arc::clone(&queries.runtime);
-    let answer = queries.gate.answer(move || {
+    let answer = queries.gate.answer(asker, move || {
         let life = runtime.event(&id)?;
         life.map(|life| life.to_string())
             .ok_or_else(|| unknown(format!("no event `{id}` is known")))

@@ -48,7 +48,7 @@ impl Queries {
         limits: Limits,
     ) -> Arc<Queries> {
         Arc::new(Queries {
-            gate: Gate::new(&limits),
+            gate: Gate::new(&limits, &access),
             subscribers: Arc::new(Semaphore::new(limits.subscribers_max)),
             turns: Arc::new(Semaphore::new(turns())),
             closing: watch::Sender::new(false),
@@ -79,10 +79,10 @@ impl Queries {
         }
     }
 
-    /// Checks the `Authorization` header.
-    pub(crate) fn check(&self, headers: &HeaderMap, action: Action) -> Result<(), Problem> {
+    /// Checks the `Authorization` header; the number of its token.
+    pub(crate) fn check(&self, headers: &HeaderMap, action: Action) -> Result<usize, Problem> {
         let sent = headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
-        self.access.check(sent, action).map(|_| ())
+        self.access.check(sent, action).map(|who| who.index)
     }
 
     /// The same, or else `?token=`: browsers cannot send headers with an `EventSource` or a
@@ -94,7 +94,7 @@ impl Queries {
         action: Action,
     ) -> Result<(), Problem> {
         if headers.contains_key(header::AUTHORIZATION) {
-            return self.check(headers, action);
+            return self.check(headers, action).map(drop);
         }
         type Pairs = Vec<(String, String)>;
         let pairs = axum::extract::Query::<Pairs>::try_from_uri(uri).map(|q| q.0);

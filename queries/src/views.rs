@@ -43,10 +43,10 @@ const EVENT_COLUMNS: [&str; 7] =
 
 /// `GET /v1/views`
 pub(crate) async fn list(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
-    queries.check(&headers, Action::Read)?;
+    let asker = queries.check(&headers, Action::Read)?;
     Params::of(&uri)?.finish()?;
     let asked = Arc::clone(&queries);
-    let answer = queries.gate.answer(move || {
+    let answer = queries.gate.answer(asker, move || {
         let tables = &asked.tables;
         let (at, counts) = tables.row_counts().map_err(|e| asked.of_read(e))?;
         let catalog = tables.catalog();
@@ -114,7 +114,7 @@ pub(crate) async fn rows(
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer {
-    queries.check(&headers, Action::Read)?;
+    let asker = queries.check(&headers, Action::Read)?;
     let view = find(queries.tables.catalog(), &name)?.clone();
     let mut params = Params::of(&uri)?;
     match view.kind {
@@ -122,7 +122,7 @@ pub(crate) async fn rows(
             let page = Ask::new(&queries, &mut params, None)?;
             let pairs = params.rest();
             let filter = filter(queries.tables.catalog(), &view, &pairs)?;
-            table_page(queries, view, table, filter, page).await
+            table_page(queries, asker, view, table, filter, page).await
         }
         ViewKind::Events(fates) => {
             // The events themselves are for operators, as in `/v1/quarantine`.
@@ -131,14 +131,14 @@ pub(crate) async fn rows(
             let pairs = params.rest();
             let filter = filter(queries.tables.catalog(), &view, &pairs)?;
             let fates = filter.fate.map_or(fates.to_vec(), |fate| vec![fate]);
-            event_page(queries, fates, page, true).await
+            event_page(queries, asker, fates, page, true).await
         }
     }
 }
 
 /// `GET /v1/quarantine`: with `events=false` only where they are, as many at a time as of rows.
 pub(crate) async fn quarantine(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
-    queries.check(&headers, Action::Operate)?;
+    let asker = queries.check(&headers, Action::Operate)?;
     let mut params = Params::of(&uri)?;
     let fates = match params.text("reason")? {
         None => QUARANTINE_FATES.to_vec(),
@@ -148,7 +148,7 @@ pub(crate) async fn quarantine(State(queries): State_, headers: HeaderMap, uri: 
     let events = read_back.then_some((EVENTS_DEFAULT, EVENTS_MAX));
     let page = Ask::new(&queries, &mut params, events)?;
     params.finish()?;
-    event_page(queries, fates, page, read_back).await
+    event_page(queries, asker, fates, page, read_back).await
 }
 
 fn fate(reason: &str, known: &[Fate]) -> Result<Fate, Problem> {
@@ -195,13 +195,14 @@ impl Ask {
 
 async fn table_page(
     queries: Arc<Queries>,
+    asker: usize,
     view: View,
     table: TableId,
     filter: Filter,
     ask: Ask,
 ) -> Answer {
     let asked = Arc::clone(&queries);
-    let answer = queries.gate.answer(move || {
+    let answer = queries.gate.answer(asker, move || {
         let tables = &asked.tables;
         let from = ask.token.map(|t| Place {
             bucket: Bucket(t.place[0] as u32 as i32),
@@ -233,9 +234,15 @@ pub(crate) fn shape(catalog: &Catalog, table: TableId) -> Shape {
     Shape::new(dimensions, catalog.columns().iter().copied())
 }
 
-async fn event_page(queries: Arc<Queries>, fates: Vec<Fate>, ask: Ask, read_back: bool) -> Answer {
+async fn event_page(
+    queries: Arc<Queries>,
+    asker: usize,
+    fates: Vec<Fate>,
+    ask: Ask,
+    read_back: bool,
+) -> Answer {
     let asked = Arc::clone(&queries);
-    let answer = queries.gate.answer(move || {
+    let answer = queries.gate.answer(asker, move || {
         let before = ask.token.map(|t| key_of(t.place));
         let page = asked.tables.incidents(&fates, ask.epoch, before, ask.limit);
         let page = page.map_err(|e| asked.of_read(e))?;

@@ -46,19 +46,19 @@ pub(crate) async fn campaign(
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer {
-    queries.check(&headers, Action::Read)?;
+    let asker = queries.check(&headers, Action::Read)?;
     let mut params = Params::of(&uri)?;
     let dimensions = list(params.text("dimensions")?);
     let from = params.time("from")?;
     let to = params.time("to")?;
     let plan =
         Plan::new(&queries, &mut params, dimensions, from..to, Some(campaign), Unnamed::Hours)?;
-    answer(queries, plan, params).await
+    answer(queries, asker, plan, params).await
 }
 
 /// `GET /api/v1/analytics`: the same report under the names of the dashboard world.
 pub(crate) async fn analytics(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
-    queries.check(&headers, Action::Read)?;
+    let asker = queries.check(&headers, Action::Read)?;
     let mut params = Params::of(&uri)?;
     let campaign = params.required("campaign_id")?;
     let names = list(params.text("group_by")?).into_iter();
@@ -67,23 +67,23 @@ pub(crate) async fn analytics(State(queries): State_, headers: HeaderMap, uri: U
     let to = params.time("end")?;
     let plan =
         Plan::new(&queries, &mut params, dimensions, from..to, Some(campaign), Unnamed::Hours)?;
-    answer(queries, plan, params).await
+    answer(queries, asker, plan, params).await
 }
 
 /// `GET /v1/reports/totals`: over all campaigns, by bucket or, without a granularity, in one.
 pub(crate) async fn totals(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
-    queries.check(&headers, Action::Analyse)?;
+    let asker = queries.check(&headers, Action::Analyse)?;
     let mut params = Params::of(&uri)?;
     let dimensions = list(params.text("dimensions")?);
     let from = params.time("from")?;
     let to = params.time("to")?;
     let plan = Plan::new(&queries, &mut params, dimensions, from..to, None, Unnamed::Whole)?;
-    answer(queries, plan, params).await
+    answer(queries, asker, plan, params).await
 }
 
 /// `GET /v1/reports/top`: the greatest sums of one figure over a window that ends now.
 pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) -> Answer {
-    queries.check(&headers, Action::Analyse)?;
+    let asker = queries.check(&headers, Action::Analyse)?;
     let mut params = Params::of(&uri)?;
     let by = list(Some(params.text("by")?.unwrap_or_else(|| "campaignId".to_owned())));
     let metric = params.text("metric")?.unwrap_or_else(|| "clicks".to_owned());
@@ -98,7 +98,7 @@ pub(crate) async fn top(State(queries): State_, headers: HeaderMap, uri: Uri) ->
     let window_us = span(params.text("window")?.as_deref().unwrap_or("5m"))?;
     let limit = params.limit(10, queries.limits.page_rows_max)?;
     let asked = Arc::clone(&queries);
-    let answer = queries.gate.answer(move || {
+    let answer = queries.gate.answer(asker, move || {
         let tables = &asked.tables;
         // The turn has come: the window ends now, and the sum is free to choose its epoch.
         let at = tables.visible().ok_or_else(|| asked.of_read(ReadError::NotReady))?;
@@ -131,7 +131,7 @@ fn window(at: EpochTimes, window_us: i64) -> Range<i64> {
 }
 
 /// Answers with the page that the parameters ask for.
-async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> Answer {
+async fn answer(queries: Arc<Queries>, asker: usize, mut plan: Plan, mut params: Params) -> Answer {
     let limits = &queries.limits;
     let limit = params.limit(limits.page_rows_default, limits.page_rows_max)?;
     let question = params.question().to_owned();
@@ -141,7 +141,7 @@ async fn answer(queries: Arc<Queries>, mut plan: Plan, mut params: Params) -> An
     plan.query.epoch = token.map(|t| t.epoch).or(epoch);
     let skip = token.map_or(0, |t| t.place[0] as usize);
     let asked = Arc::clone(&queries);
-    let answer = queries.gate.answer(move || {
+    let answer = queries.gate.answer(asker, move || {
         let summed = plan.sum(&asked)?;
         let rows: Vec<RowRef<'_>> =
             summed.rows.rows().filter(|row| plan.shows(row, summed.at)).collect();

@@ -1,19 +1,19 @@
 //! Collecting a body: bounded in bytes, in time, and in the bytes that all requests hold together,
-//! of which no sender takes all (`room.rs`). A slow sender holds only what it has sent: a place
+//! of which no sender takes all ([`Room`]). A slow sender holds only what it has sent: a place
 //! among the requests in flight and the decoder's slots are taken when a body is whole.
 //!
 //! A body that comes as one chunk is not copied. Others are put together in a buffer that was used
 //! before, because touching new memory costs as much as a good part of decoding it.
 
-use crate::{
-    pool::Pool,
-    room::{Place, Room},
-};
+use crate::pool::Pool;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::{ops::Deref, sync::Arc, time::Duration};
-use trueup_operators::problem::Problem;
+use trueup_operators::{
+    problem::Problem,
+    room::{Full, Place, Room},
+};
 
 /// Larger buffers are not kept.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -99,7 +99,7 @@ impl Whole {
             if bytes > bounds.bytes_max {
                 return Err(too_large(bounds.bytes_max));
             }
-            self.place.grow(bytes)?;
+            self.place.grow(bytes).map_err(|full| no_room(bytes, full))?;
             self.add(chunk, declared.unwrap_or(0));
         }
         Ok(())
@@ -150,4 +150,15 @@ fn too_large(bytes_max: usize) -> Problem {
         format!("the body has more than {bytes_max} bytes"),
         "send smaller batches, or raise `[limits] body_bytes_max`",
     )
+}
+
+fn no_room(bytes: usize, full: Full) -> Problem {
+    Problem::new(
+        429,
+        "too_many_bytes_in_flight",
+        "too many bytes are being worked on",
+        format!("there is no room for a body of {bytes} bytes or more: {full}"),
+        "send again after a moment, or raise `[limits] decode_bytes_in_flight_max`",
+    )
+    .retry_after(1)
 }

@@ -11,7 +11,6 @@ use crate::{
     pixel_group::PixelGroup,
     pool::Pool,
     rate::{IpWindows, TokenRates},
-    room::Room,
     settings::{InvalidSetting, Settings},
 };
 use axum::http::{HeaderMap, header};
@@ -28,6 +27,7 @@ use trueup_operators::{
     hash::HashKey,
     log::{Log, LogError, Topic},
     problem::Problem,
+    room::Room,
 };
 
 /// The clock: µs since 1970. The collector is the only part that stamps events with it.

@@ -47,7 +47,6 @@ mod pixel_group;
 mod pool;
 mod rate;
 mod renewal;
-mod room;
 mod router;
 mod scan;
 mod sent;
