@@ -100,24 +100,37 @@ impl Whole {
                 return Err(too_large(bounds.bytes_max));
             }
             self.place.grow(bytes).map_err(|full| no_room(bytes, full))?;
-            self.add(chunk, declared.unwrap_or(0));
+            self.add(chunk, declared);
         }
         Ok(())
     }
 
-    fn add(&mut self, chunk: Bytes, declared: usize) {
+    fn add(&mut self, chunk: Bytes, declared: Option<usize>) {
         match &mut self.bytes {
             Chunks::One(first) if first.is_empty() => self.bytes = Chunks::One(chunk),
             Chunks::One(first) => {
                 let mut joined = self.held.buffers.take(Vec::new);
                 joined.clear();
-                joined.reserve(declared.max(first.len() + chunk.len()));
+                make_room(&mut joined, first.len() + chunk.len(), declared);
                 joined.extend_from_slice(first);
                 joined.extend_from_slice(&chunk);
                 self.bytes = Chunks::Joined(joined);
             }
-            Chunks::Joined(joined) => joined.extend_from_slice(&chunk),
+            Chunks::Joined(joined) => {
+                make_room(joined, chunk.len(), declared);
+                joined.extend_from_slice(&chunk);
+            }
         }
+    }
+}
+
+/// Room for `more` bytes, and for as much again if so much is to come: what a sender declares costs
+/// him nothing, so it never makes a buffer larger than twice what he has sent.
+fn make_room(joined: &mut Vec<u8>, more: usize, declared: Option<usize>) {
+    let bytes = joined.len() + more;
+    if bytes > joined.capacity() {
+        let to_come = declared.filter(|&declared| declared >= bytes).unwrap_or(usize::MAX);
+        joined.reserve_exact((2 * bytes).min(to_come) - joined.len());
     }
 }
 
@@ -161,4 +174,36 @@ fn no_room(bytes: usize, full: Full) -> Problem {
         "send again after a moment, or raise `[limits] decode_bytes_in_flight_max`",
     )
     .retry_after(1)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// The capacity of the buffer of a body that came in so many chunks of so many bytes.
+    async fn capacity(chunks: usize, chunk_bytes: usize, declared: Option<usize>) -> usize {
+        let held = Arc::new(Held::new(Room::new(64 << 20, 64 << 20, 0, 0), 1));
+        let bounds = Bounds { bytes_max: 16 << 20, time_max: Duration::from_secs(60) };
+        let chunk = Bytes::from(vec![b'x'; chunk_bytes]);
+        let sent = (0..chunks).map(move |_| Ok::<_, std::io::Error>(chunk.clone()));
+        let body = Body::from_stream(futures_util::stream::iter(sent));
+        let whole = held.collect(0, body, declared, bounds).await.unwrap();
+        assert_eq!(whole.len(), chunks * chunk_bytes);
+        match &whole.bytes {
+            Chunks::Joined(joined) => joined.capacity(),
+            Chunks::One(_) => panic!("it came as one chunk"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_holds_at_most_about_twice_what_has_come_whatever_it_declares() {
+        for declared in [Some(16 << 20), Some(1), None] {
+            let bytes = capacity(2, 1, declared).await;
+            assert!(bytes <= 64, "two bytes of {declared:?} hold {bytes}");
+            let bytes = capacity(100, 1_000, declared).await;
+            assert!(bytes <= 200_000, "100,000 bytes of {declared:?} hold {bytes}");
+        }
+        assert_eq!(capacity(100, 10_000, Some(1_000_000)).await, 1_000_000, "what is declared");
+    }
 }
