@@ -10,8 +10,9 @@
 //!
 //! * Meanwhile `/healthz` answers 200 and everything else, `/readyz` too, 503 with a code:
 //!   `waiting_for_brokers`, with the brokers' names and what was wrong when they were last tried;
-//!   or `opening`, with what is being read and since when. The same stands in the process's log
-//!   every [`SAID_EVERY`]. No event is taken: there is nobody yet who knows the log and the
+//!   or `opening`, with what is being read and since when. Who may not operate gets the code
+//!   without these: names and paths are nothing for strangers. The same stands in the process's
+//!   log every [`SAID_EVERY`]. No event is taken: there is nobody yet who knows the log and the
 //!   campaigns.
 //! * The server begins by itself when it is open. Connections are handed over without one being
 //!   refused: both listen on the same socket.
@@ -30,7 +31,7 @@ use crate::{
     server::ServeError,
 };
 use axum::{
-    http::{StatusCode, Uri},
+    http::{HeaderMap, StatusCode, Uri, header},
     response::IntoResponse,
 };
 use std::{
@@ -45,7 +46,11 @@ use tokio::{
     net::TcpListener,
     sync::{oneshot, watch},
 };
-use trueup_operators::{access::Access, log::LogError, problem::Problem};
+use trueup_operators::{
+    access::{Access, Action},
+    log::LogError,
+    problem::Problem,
+};
 
 /// A start that takes no longer answers nothing in between.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -98,7 +103,7 @@ pub(crate) async fn open(
     }
     let listener = TcpListener::from_std(listener.try_clone()?)?;
     let waiting = Waiting::new(config, began, opening.stage.clone());
-    let app = app(waiting.clone());
+    let app = app(waiting.clone(), Arc::clone(access));
     let app = trueup_queries::same_site(app, Arc::clone(access));
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async {
@@ -219,20 +224,91 @@ fn opening(detail: String) -> Problem {
     Problem::new(503, "opening", "the server is being started", detail, hint)
 }
 
-fn app(waiting: Waiting) -> axum::Router {
-    axum::Router::new().fallback(move |uri: Uri| {
+fn app(waiting: Waiting, access: Arc<Access>) -> axum::Router {
+    axum::Router::new().fallback(move |uri: Uri, headers: HeaderMap| {
         let answer = match uri.path() {
             "/healthz" => (StatusCode::OK, "ok\n").into_response(),
-            _ => waiting.problem().into_response(),
+            _ if may_operate(&access, &headers) => waiting.problem().into_response(),
+            _ => without_detail(waiting.problem()).into_response(),
         };
         std::future::ready(answer)
     })
+}
+
+fn may_operate(access: &Access, headers: &HeaderMap) -> bool {
+    let sent = headers.get(header::AUTHORIZATION).and_then(|h| h.to_str().ok());
+    access.check(sent, Action::Operate).is_ok()
+}
+
+/// What everybody may know.
+fn without_detail(problem: Problem) -> Problem {
+    let detail = "it takes nothing yet; with a token that may operate it says what it waits for";
+    Problem { detail: detail.to_owned(), ..problem }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use axum::{body::Body, http::Request};
+    use tower_service::Service;
+    use trueup_operators::access::{Role, Token};
+
+    /// Status and text of what is answered to who sends this token, while a start is at a stage.
+    async fn answer(
+        (brokers, stage): (Option<&str>, Stage),
+        tokens: &[(&str, Role)],
+        path: &str,
+        sent: Option<&str>,
+    ) -> (StatusCode, String) {
+        let waiting = Waiting {
+            place: "/srv/secret/data".to_owned(),
+            brokers: brokers.map(str::to_owned),
+            began: Instant::now(),
+            stage: watch::channel(stage).1,
+        };
+        let tokens = tokens.iter().map(|&(token, role)| {
+            let publishers = Vec::new();
+            Token { token: token.to_owned(), role, publishers }
+        });
+        let mut app = app(waiting, Arc::new(Access::new(tokens.collect())));
+        let mut request = Request::get(path);
+        if let Some(token) = sent {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let answer = app.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        let status = answer.status();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_who_may_operate_is_told_what_is_waited_for() {
+        let reason = || Some("10.1.2.3: connection refused".to_owned());
+        let kafka = || (Some("kafka.secret:9092"), Stage::Log(reason()));
+        let journal = || (None, Stage::Log(None));
+        let tokens = [("operates", Role::Operator), ("reads", Role::Reader)];
+        let secrets = ["kafka.secret", "10.1.2.3", "/srv/secret"];
+        let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+        for sent in [None, Some("reads"), Some("guessed")] {
+            for (stage, code) in [(kafka(), "waiting_for_brokers"), (journal(), "opening")] {
+                let (status, text) = answer(stage, &tokens, "/v1/status", sent).await;
+                assert_eq!(status, unavailable);
+                assert!(text.contains(&format!("\"code\":\"{code}\"")), "{text}");
+                assert!(secrets.iter().all(|secret| !text.contains(secret)), "{sent:?}: {text}");
+            }
+        }
+        // Without tokens everyone is an operator.
+        for (tokens, sent) in [(&tokens[..], Some("operates")), (&[][..], None)] {
+            let (status, text) = answer(kafka(), tokens, "/readyz", sent).await;
+            assert_eq!(status, unavailable);
+            assert!(secrets[..2].iter().all(|secret| text.contains(secret)), "{text}");
+            let (_, text) = answer(journal(), tokens, "/readyz", sent).await;
+            assert!(text.contains("/srv/secret/data"), "{text}");
+        }
+        let alive = answer(kafka(), &tokens, "/healthz", None).await;
+        assert_eq!(alive, (StatusCode::OK, "ok\n".to_owned()));
+    }
 
     #[test]
     fn only_what_waiting_mends_is_waited_for() {
