@@ -369,12 +369,7 @@ impl Engine {
     /// Why it was not published, that the log refuses its epoch, or that it took longer than
     /// `patience`.
     pub fn checkpoint(&self, patience: Duration) -> Result<Option<Epoch>, String> {
-        let taken = self.shared.checkpoints.as_ref().filter(|checkpoints| !checkpoints.offers());
-        let Some(checkpoints) = taken else { return Ok(None) };
-        let number = checkpoints.force();
-        let (epochs, began) = (&self.shared.epochs, Instant::now());
-        epochs.hurry();
-        checkpoints.wait(number, patience, || epochs.in_vain(began)).map(Some)
+        self.shared.epochs.checkpoint(patience)
     }
 
     /// The generation that it runs in; `None`: alone.

@@ -379,7 +379,7 @@ impl Checkpoints {
     ) -> Result<String, String> {
         self.state.lock().forced = true;
         self.news.notify_all();
-        self.wait(1, patience, fault)?;
+        self.wait(1, patience, |_| fault())?;
         self.state.lock().offered.clone().ok_or_else(|| "this run offers nothing".to_owned())
     }
 
@@ -392,7 +392,8 @@ impl Checkpoints {
         !state.stopping
     }
 
-    /// Waits until a checkpoint that was forced has come to its end, or the run has a `fault`.
+    /// Waits until a checkpoint that was forced has come to its end, or the run has a `fault`;
+    /// that is told whether the epoch of the checkpoint is marked already.
     ///
     /// # Errors
     /// Why it failed, or that it took longer than `patience`.
@@ -400,12 +401,12 @@ impl Checkpoints {
         &self,
         number: u64,
         patience: Duration,
-        fault: impl Fn() -> Option<String>,
+        fault: impl Fn(bool) -> Option<String>,
     ) -> Result<Epoch, String> {
         let until = Instant::now() + patience;
         let mut state = self.state.lock();
         while state.ended < number && !state.fenced {
-            if let Some(fault) = fault() {
+            if let Some(fault) = fault(state.begun >= number) {
                 return Err(fault);
             }
             if state.stopping && !matches!(self.role, Role::Alone) {

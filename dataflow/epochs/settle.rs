@@ -9,6 +9,7 @@
 //! * While it refuses them, for [`REFUSED_MAX`] and no longer, and gets the log's own words. The
 //!   closing thread tries again at every tick meanwhile, so one good disk in that time is enough.
 //!   What is under way, which takes seconds where brokers are away, is waited for.
+//! * Who waits for a checkpoint of an epoch that is closed waits for the store alone.
 
 use super::{
     Epochs, LOOK, State,
@@ -81,10 +82,28 @@ impl Epochs {
         }
     }
 
-    /// Why who waits since `began` for an epoch to be closed waits in vain: the run cannot go on,
-    /// or the log refuses its row. `None`: it may still come.
-    pub(crate) fn in_vain(&self, began: Instant) -> Option<String> {
+    /// Takes a checkpoint of the next epoch, which is closed for it; its epoch. `None`: this run
+    /// takes none.
+    ///
+    /// # Errors
+    /// Why it was not published, that the log refuses its epoch, or that it took longer than
+    /// `patience`.
+    pub(crate) fn checkpoint(&self, patience: Duration) -> Result<Option<Epoch>, String> {
+        let taken = self.checkpoints.as_ref().filter(|checkpoints| !checkpoints.offers());
+        let Some(checkpoints) = taken else { return Ok(None) };
+        let (number, began) = (checkpoints.force(), Instant::now());
+        self.hurry();
+        checkpoints.wait(number, patience, |is_marked| self.in_vain(began, is_marked)).map(Some)
+    }
+
+    /// Why who waits since `began` for the checkpoint of an epoch waits in vain: the run cannot go
+    /// on, or the log refuses the row of the epoch. Once that `is_marked`, or is closed and about
+    /// to be, the log may refuse what it likes: the checkpoint needs no further row. `None`: it may
+    /// still come.
+    pub(super) fn in_vain(&self, began: Instant, is_marked: bool) -> Option<String> {
         let state = self.state.lock();
-        state.fault.clone().or_else(|| state.refused(began))
+        let is_closed = is_marked || state.fed.epoch < state.closed.row.epoch;
+        let refused = || if is_closed { None } else { state.refused(began) };
+        state.fault.clone().or_else(refused)
     }
 }

@@ -35,6 +35,10 @@ struct Server {
 
 impl Server {
     fn start(log: &Arc<dyn Log>) -> Server {
+        Server::with(log, None)
+    }
+
+    fn with(log: &Arc<dyn Log>, checkpoints: Option<Arc<Checkpoints>>) -> Server {
         let settings = EpochSettings {
             tick: Duration::from_millis(2),
             epoch_bytes_max: 1 << 20,
@@ -42,7 +46,8 @@ impl Server {
             cut: Cut::Live,
         };
         let from = Cursor::origin(&**log);
-        let epochs = Epochs::open(Arc::clone(log), settings, Seat::alone(1), &from, None).unwrap();
+        let (log, seat) = (Arc::clone(log), Seat::alone(1));
+        let epochs = Epochs::open(log, settings, seat, &from, checkpoints).unwrap();
         let (sender, plans) = channel();
         let feeders = [Feeder { plans: sender, thread: std::thread::current() }];
         let running = Arc::clone(&epochs);

@@ -240,7 +240,7 @@ fn a_leader_that_is_stopped_while_members_seal_publishes_nothing() {
     let packs = || stores[0].list("packs").unwrap().len();
     within_patience("the leader has sealed", || packs() == 6);
     let waiting = Arc::clone(&together.processes[0]);
-    let waits = std::thread::spawn(move || waiting.wait(2, super::together::PATIENCE, || None));
+    let waits = std::thread::spawn(move || waiting.wait(2, super::together::PATIENCE, |_| None));
     together.processes[0].stop();
     together.links.release();
     assert!(waits.join().unwrap().unwrap_err().contains("was stopped"));
@@ -302,7 +302,7 @@ fn a_zombie_that_leads_an_older_generation_is_fenced_and_says_so() {
     for process in &zombie.processes {
         let failure = process.status().failure.unwrap();
         assert!(failure.contains("generation 1 is fenced"), "{failure}");
-        assert!(process.wait(99, Duration::ZERO, || None).is_err());
+        assert!(process.wait(99, Duration::ZERO, |_| None).is_err());
     }
     assert_eq!(zombie.mark(10), None);
     young.take(3).unwrap();
