@@ -92,7 +92,8 @@ fn events_that_were_set_aside_are_compared_one_by_one() {
     let edge = at(60) + 10 * MINUTE_US;
     made.events(at(1), &[newer]).close(at(1)).events(edge, &[click("late", at(0))]).close(edge);
     let recomputed = run(&made);
-    let incidents = recomputed.asides.iter().map(|aside| {
+    let fates = [Fate::TooLate, Fate::Quarantined].into_iter();
+    let incidents = fates.flat_map(|fate| recomputed.asides.newest(fate)).map(|aside| {
         let SetAside { fate, position, log_time, .. } = *aside;
         Incident { fate, position, log_time }
     });

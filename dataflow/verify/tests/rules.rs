@@ -298,7 +298,7 @@ fn a_verdict_is_forgotten_like_an_id() {
         made.verdicts(at(0), &[by_id("a", true, 100)]).close(at(0)).close(gone);
         // Events from the future are the collector's to refuse; here one shows that the verdict
         // before it is not there any more.
-        made.events(gone + 1, &[click("a", gone)]).close(gone + 1);
+        made.events(gone, &[click("a", gone)]).close(gone + 1);
         let minute = gone.div_euclid(MINUTE_US) * MINUTE_US;
         row(&run(&made), "audience_minute", minute).figures
     };
