@@ -51,9 +51,9 @@ impl<B: EventBatch> Batches<B> {
         Batches { log, symbols, goes_on, recent, order, bytes: 0, bytes_max }
     }
 
-    fn read(&self, partition: u16, offset: u64) -> Result<Frame, String> {
+    fn read(&self, position: Position) -> Result<Frame, String> {
         loop {
-            match read_frame(&*self.log, Topic::Events, partition, offset) {
+            match read_frame(&*self.log, position) {
                 Err(error @ LogError::Unavailable { .. })
                     if self.log.is_shared() && (self.goes_on)() =>
                 {
@@ -137,12 +137,15 @@ pub(crate) fn foreign(frame: &Frame, topic: Topic, reason: &str) -> Incident {
 pub struct SharedBatches<B>(pub std::rc::Rc<std::cell::RefCell<Batches<B>>>);
 
 impl<B: EventBatch> ReadBack<B> for SharedBatches<B> {
-    fn read_back(&mut self, partition: u16, offset: u64) -> Result<Arc<Located<B>>, String> {
+    fn read_back(&mut self, position: Position) -> Result<Arc<Located<B>>, String> {
         let mut batches = self.0.borrow_mut();
-        if let Some(located) = batches.recent.get(&(partition, offset)) {
+        // One that was read back for an earlier row may end before this one.
+        if let Some(located) = batches.recent.get(&(position.partition, position.offset))
+            && located.batch.len() > position.row.into()
+        {
             return Ok(Arc::clone(located));
         }
-        let frame = batches.read(partition, offset)?;
+        let frame = batches.read(position)?;
         batches.decode(&frame)
     }
 }

@@ -52,7 +52,7 @@ impl ReadBack {
 
 impl Frames {
     /// The frame of an event. One that a log puts together from messages may have been read when
-    /// not all of them were there; then it is read again.
+    /// not all of them were there, or not as far as this event; then it is read again.
     ///
     /// # Errors
     /// When it cannot be read; the next one who asks reads it again.
@@ -64,7 +64,7 @@ impl Frames {
         {
             return Ok(found);
         }
-        let frame = read_frame(log, topic, partition, offset).map_err(|e| e.to_string())?;
+        let frame = read_frame(log, position).map_err(|e| e.to_string())?;
         let read = Arc::new(ReadBack { topic, frame, batch: OnceLock::new() });
         self.keep(Arc::clone(&read));
         Ok(read)
@@ -126,9 +126,10 @@ mod tests {
             topic: Topic,
             partition: u16,
             offset: u64,
+            row: u16,
         ) -> Result<Vec<Frame>, LogError> {
             self.reads.fetch_add(1, Ordering::Relaxed);
-            self.journal.read_again(topic, partition, offset)
+            self.journal.read_again(topic, partition, offset, row)
         }
     }
 

@@ -61,10 +61,9 @@ fn quarantined(
 /// Whether no event is at a position for good: it is deleted, or what is there is something else.
 fn is_no_event(log: &dyn Log, position: Position) -> bool {
     let (topic, partition) = position.place();
-    let offset = position.offset;
     topic != Topic::Events
-        || offset < log.first(Topic::Events, partition)
-        || read_frame(log, Topic::Events, partition, offset).is_ok()
+        || position.offset < log.first(Topic::Events, partition)
+        || read_frame(log, position).is_ok()
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 use trueup_operators::{
     change::Counts,
-    event::{DecodeError, EventBatch, Target},
+    event::{DecodeError, EventBatch, Position, Target},
     feed::{EpochTimes, ImageKind, Judgement, Located, ReadBack},
     hash::{IdHash, VNODES, mix},
     ledger::{Ledger, LedgerFault, LedgerSettings},
@@ -177,8 +177,8 @@ fn run(plan: Plan) -> Result<(), LedgerFault> {
 struct Kept(HashMap<u64, Arc<Located<Batch>>>);
 
 impl ReadBack<Batch> for Kept {
-    fn read_back(&mut self, _: u16, offset: u64) -> Result<Arc<Located<Batch>>, String> {
-        self.0.get(&offset).cloned().ok_or_else(|| "not kept".into())
+    fn read_back(&mut self, position: Position) -> Result<Arc<Located<Batch>>, String> {
+        self.0.get(&position.offset).cloned().ok_or_else(|| "not kept".into())
     }
 }
 

@@ -99,9 +99,9 @@ pub struct Judgement {
 /// What is behind it (a cache over the log) is the runtime's; the log never changes, so this is as
 /// deterministic as memory.
 pub trait ReadBack<B>: 'static {
-    /// The frame at an offset that was read before.
+    /// The frame of a position that was read before, with its rows up to that one.
     ///
     /// # Errors
     /// When the log cannot give it any more: the run cannot go on, and must not guess.
-    fn read_back(&mut self, partition: u16, offset: u64) -> Result<Arc<Located<B>>, String>;
+    fn read_back(&mut self, position: Position) -> Result<Arc<Located<B>>, String>;
 }

@@ -16,7 +16,7 @@ mod layer;
 
 pub use layer::LogLayer;
 
-use crate::time::LogTime;
+use crate::{event::Position, time::LogTime};
 use arrow_buffer::Buffer;
 
 /// The most records in a frame: a row number is 16 bits in the ledger.
@@ -315,9 +315,9 @@ pub trait Log: Send + Sync + 'static {
         None
     }
 
-    /// Reads the frame that begins at an offset once more, for its rows: each is where it was.
-    /// Where frames are put together from many messages it may have more rows than it had, and its
-    /// log time is that of the first.
+    /// Reads the frame that begins at an offset once more, for its rows up to `row`: each is where
+    /// it was. Where frames are put together from many messages it may have more rows than it had,
+    /// and its log time is that of the first.
     ///
     /// # Errors
     /// As [`Log::read`].
@@ -326,22 +326,20 @@ pub trait Log: Send + Sync + 'static {
         topic: Topic,
         partition: u16,
         offset: u64,
+        _row: u16,
     ) -> Result<Vec<Frame>, LogError> {
         self.read(topic, partition, offset, offset + 1, 0)
     }
 }
 
-/// The frame that begins at an offset, read again; its rows are where they were.
+/// The frame of a position, read again; its rows are where they were.
 ///
 /// # Errors
 /// As [`Log::read`]; `Unavailable` when no frame begins there.
-pub fn read_frame(
-    log: &dyn Log,
-    topic: Topic,
-    partition: u16,
-    offset: u64,
-) -> Result<Frame, LogError> {
-    let frames = log.read_again(topic, partition, offset)?;
+pub fn read_frame(log: &dyn Log, position: Position) -> Result<Frame, LogError> {
+    let (topic, partition) = position.place();
+    let Position { offset, row, .. } = position;
+    let frames = log.read_again(topic, partition, offset, row)?;
     frames.into_iter().next().filter(|frame| frame.offset == offset).ok_or_else(|| {
         let topic = topic.name();
         let reason = format!("{topic} partition {partition} has no frame at offset {offset}");

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     change::Counts,
-    event::{EventBatch, Target},
+    event::{EventBatch, Position, Target},
     feed::{Judgement, Located, ReadBack},
     hash::{self, IdHash},
     time::{Lateness, LogTime},
@@ -237,9 +237,10 @@ impl Ledger {
             }
             return Ok(0);
         }
-        let position = of_batch[0].place.position();
-        let (partition, offset) = (position.partition, position.offset);
-        let located = read_back.read_back(partition, offset).map_err(|reason| {
+        // They ascend.
+        let last = of_batch[of_batch.len() - 1].place.position();
+        let located = read_back.read_back(last).map_err(|reason| {
+            let Position { partition, offset, .. } = last;
             let epoch = self.times.map_or(0, |t| t.epoch);
             LedgerFault::ReadBack { epoch, partition, offset, reason }
         })?;

@@ -58,8 +58,9 @@ pub trait LogLayer: Send + Sync + 'static {
         topic: Topic,
         partition: u16,
         offset: u64,
+        row: u16,
     ) -> Result<Vec<Frame>, LogError> {
-        self.below().read_again(topic, partition, offset)
+        self.below().read_again(topic, partition, offset, row)
     }
 
     /// As [`Log::offset_bytes`].
@@ -121,7 +122,8 @@ impl<L: LogLayer> Log for L {
         topic: Topic,
         partition: u16,
         offset: u64,
+        row: u16,
     ) -> Result<Vec<Frame>, LogError> {
-        LogLayer::read_again(self, topic, partition, offset)
+        LogLayer::read_again(self, topic, partition, offset, row)
     }
 }

@@ -24,7 +24,7 @@ use timely::dataflow::{
 use trueup_operators::{
     accumulate::{Times, UnderWay},
     change::{Counts, Incident},
-    event::{Fate, Target},
+    event::{self, Fate, Target},
     feed::{Feed, Judgement, Located, ReadBack},
     hash::{self, IdHash},
     ledger::{Entry, Ledger, LedgerSettings, Ledgered, ledger},
@@ -75,8 +75,8 @@ impl Said {
 struct Frames(HashMap<(u16, u64), Arc<Located<Batch>>>);
 
 impl ReadBack<Batch> for Frames {
-    fn read_back(&mut self, partition: u16, offset: u64) -> Result<Arc<Located<Batch>>, String> {
-        self.0.get(&(partition, offset)).cloned().ok_or_else(|| "never written".into())
+    fn read_back(&mut self, at: event::Position) -> Result<Arc<Located<Batch>>, String> {
+        self.0.get(&(at.partition, at.offset)).cloned().ok_or_else(|| "never written".into())
     }
 }
 

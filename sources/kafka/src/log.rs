@@ -321,6 +321,7 @@ impl Log for KafkaLog {
         topic: Topic,
         partition: u16,
         offset: u64,
+        row: u16,
     ) -> Result<Vec<Frame>, LogError> {
         let to = match self.shared.settings.encoding(topic) {
             Encoding::Batch => offset + 1,
@@ -329,7 +330,8 @@ impl Log for KafkaLog {
                 run_end(offset).min(end.max(offset + 1))
             }
         };
-        self.read_range(Range { topic, partition, from: offset, to, bytes_max: 0 }, Cut::Places)
+        let range = Range { topic, partition, from: offset, to, bytes_max: 0 };
+        self.read_range(range, Cut::TimesBehind(offset + u64::from(row)))
     }
 }
 

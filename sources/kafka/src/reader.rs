@@ -27,6 +27,10 @@
 //! all rows of its epoch up to it, and so it does wherever runs begin: the first of a run is one of
 //! those rows, and no other row of the run is of a later second. So what a row is judged by follows
 //! from the messages and the epochs, and not from how a range was read.
+//!
+//! Where a run ends follows from where it begins, or else from where the range ends: so one that is
+//! read again has all rows that it had, and the cursor then stands where the next one begins.
+//! Events that are read back in the order of the log take no seek each, and no message twice.
 
 use crate::{
     clients::{Traced, consumer, look_for_leaders},
@@ -83,8 +87,19 @@ pub(crate) struct Range {
 pub(crate) enum Cut {
     /// Where a later second begins.
     Times,
-    /// Nowhere else: every row that a frame at this offset ever had, however it was cut.
-    Places,
+    /// There as well, but not up to this offset: a frame has the row that was found in it, if it
+    /// was found before runs were cut by times.
+    TimesBehind(u64),
+}
+
+impl Cut {
+    /// Whether a later second that begins at an offset ends a run.
+    fn may_end_before(self, offset: u64) -> bool {
+        match self {
+            Cut::Times => true,
+            Cut::TimesBehind(needed) => offset > needed,
+        }
+    }
 }
 
 /// What came of it.
@@ -284,8 +299,8 @@ impl Run {
 
     /// Whether a message belongs to the next run.
     fn ends_before(&self, message: &Message, cut: Cut) -> bool {
-        let is_later = || cut == Cut::Times && message.log_time() > self.log_time;
-        !self.rows.is_empty() && (message.offset() != self.next || is_later())
+        let is_later = message.log_time() > self.log_time && cut.may_end_before(message.offset());
+        !self.rows.is_empty() && (message.offset() != self.next || is_later)
     }
 
     fn rows(&self) -> Vec<Row<'_>> {

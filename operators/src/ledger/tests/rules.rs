@@ -5,7 +5,7 @@ use super::{Dice, judge};
 use crate::{
     accumulate::Times,
     change::Counts,
-    event::{DecodeError, EventBatch, Fate, Target},
+    event::{DecodeError, EventBatch, Fate, Position, Target},
     feed::{EpochTimes, Feed, Judgement, Located, ReadBack},
     hash::{self, IdHash, VNODES},
     ledger::{
@@ -102,8 +102,8 @@ struct Bench {
 pub(super) struct Log(pub(super) HashMap<u64, Arc<Located<Events>>>);
 
 impl ReadBack<Events> for Log {
-    fn read_back(&mut self, _: u16, offset: u64) -> Result<Arc<Located<Events>>, String> {
-        self.0.get(&offset).cloned().ok_or_else(|| "deleted".into())
+    fn read_back(&mut self, position: Position) -> Result<Arc<Located<Events>>, String> {
+        self.0.get(&position.offset).cloned().ok_or_else(|| "deleted".into())
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     accumulate::{Times, UnderWay},
-    event::Target,
+    event::{Position, Target},
     feed::{EpochTimes, Feed, ImageKind, Judgement, Located, ReadBack},
     hash::IdHash,
     ledger::{Ledger, LedgerImage, LedgerSettings, Ledgered, Standing, judging::STEP_ROWS, ledger},
@@ -47,8 +47,8 @@ struct Counting {
 }
 
 impl ReadBack<Events> for Counting {
-    fn read_back(&mut self, _: u16, offset: u64) -> Result<Arc<Located<Events>>, String> {
-        let read = located(offset);
+    fn read_back(&mut self, position: Position) -> Result<Arc<Located<Events>>, String> {
+        let read = located(position.offset);
         let mut given = self.given.borrow_mut();
         given.push(Arc::downgrade(&read));
         let alive = given.iter().filter(|of| of.strong_count() > 0).count();

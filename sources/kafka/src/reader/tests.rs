@@ -62,6 +62,21 @@ fn read_by(
     found
 }
 
+/// The frame at an offset, read for what stands at another one of its own.
+fn read_again(
+    reader: &Reader,
+    settings: &KafkaSettings,
+    (from, needed): (u64, u64),
+    end: u64,
+) -> Frame {
+    let to = run_end(from).min(end);
+    let range = Range { topic: Topic::Events, partition: 0, from, to, bytes_max: 0 };
+    let answer = reader.read(settings, range, Cut::TimesBehind(needed)).unwrap();
+    let Answer::Frames(mut frames) = answer else { panic!("{from}..{to} is gone") };
+    assert_eq!(frames.len(), 1, "from {from} on");
+    frames.swap_remove(0)
+}
+
 /// What each row of an epoch is judged by: who reads epochs makes the times of frames ascend.
 fn judged(frames: &[Frame]) -> Vec<LogTime> {
     let mut latest = LogTime(i64::MIN);
@@ -212,14 +227,40 @@ fn a_frame_that_is_read_again_has_all_rows_wherever_it_was_cut() {
     let reader = Reader::open(&settings, Some(Arc::new(Sizes))).unwrap();
     let end = STAMPS_MS.len() as u64;
     for from in 0..end {
-        let range = Range { topic: Topic::Events, partition: 0, from, to: end, bytes_max: 0 };
-        let Answer::Frames(frames) = reader.read(&settings, range, Cut::Places).unwrap() else {
-            panic!("{from}..{end} is gone");
-        };
-        let rest = &STAMPS_MS[from as usize..];
-        assert_eq!((frames.len(), text(&frames)), (1, texts(rest)), "from {from} on");
-        assert_eq!(frames[0].log_time, judged_alone(&rest[..1])[0], "that of its first row");
+        // Epochs end where they like, and with them frames that are fed.
+        let fed = (from + 1..=end).map(|to| read(&reader, &settings, from, to).swap_remove(0).next);
+        let last_fed = fed.max().unwrap();
+        for needed in from..end {
+            let frame = read_again(&reader, &settings, (from, needed), end);
+            // What was fed before runs were cut by times has its rows as well.
+            let rows = &STAMPS_MS[from as usize..frame.next as usize];
+            assert_eq!(text(std::slice::from_ref(&frame)), texts(rows), "{from} to {needed}");
+            assert_eq!(frame.log_time, judged_alone(&rows[..1])[0], "that of its first row");
+            assert!(frame.next >= last_fed.max(needed + 1), "{from} to {needed}");
+            assert!(frame.next == last_fed || needed >= last_fed, "{from} to {needed}");
+        }
     }
+}
+
+#[test]
+fn events_that_are_read_back_in_order_are_sought_once_and_each_is_read_once() {
+    let cluster = MockCluster::new(1).unwrap();
+    let settings = KafkaSettings { idle_after_ms: 60_000, ..settings(&cluster, Encoding::Json) };
+    // A message a second.
+    let stamps_ms: Vec<i64> = (0..600).map(|n| 1_790_000_000_000 + n * 1_000).collect();
+    write(&settings, stamps_ms.iter().map(|&stamp_ms| (stamp_ms, &b"{}"[..])));
+    let reader = Reader::open(&settings, Some(Arc::new(Sizes))).unwrap();
+    let fed = read(&reader, &settings, 0, 600);
+    assert_eq!(fed.len(), 600);
+    let mut records = 0;
+    for frame in &fed {
+        let again = read_again(&reader, &settings, (frame.offset, frame.offset), 600);
+        assert_eq!((again.offset, again.next), (frame.offset, frame.next));
+        records += again.records;
+    }
+    assert_eq!(records, 600);
+    let cursors = reader.cursors(&settings, Topic::Events, 0);
+    assert_eq!(cursors.back.lock().run, 599, "all but the first go on where the one before ended");
 }
 
 #[test]

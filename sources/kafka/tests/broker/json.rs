@@ -8,8 +8,9 @@ use trueup_kafka::{
     Body, Encoded, Encoding, JsonEvents, JsonMessage, KafkaLog, KafkaSettings, RUN_MESSAGES, Row,
     system_clock,
 };
-use trueup_operators::log::{
-    Append, Foreign, Frame, Log, LogError, Topic, append_and_wait, contract, read_frame,
+use trueup_operators::{
+    event::Position,
+    log::{Append, Foreign, Frame, Log, LogError, Topic, append_and_wait, contract, read_frame},
 };
 
 /// Events are lines; a frame is lines one below the other.
@@ -114,10 +115,15 @@ fn events_are_messages_and_rows_are_offsets() {
     assert_eq!(places, runs(&stamps_ms, 1_000, 2_500));
     // A frame that ended with its range, read again: its rows are where they were.
     let short = &log.read(Topic::Events, 0, 1_000, 1_010, 0).unwrap()[0];
-    let again = read_frame(&log, Topic::Events, 0, 1_000).unwrap();
-    assert_eq!((short.next, again.next), (runs(&stamps_ms, 1_000, 1_010)[0].1, 1_024));
-    assert_eq!(rows(&again)[..rows(short).len()], rows(short));
-    let last = read_frame(&log, Topic::Events, 0, 2_490).unwrap();
+    assert_eq!(short.next, runs(&stamps_ms, 1_000, 1_010)[0].1);
+    let again = |offset, row| read_frame(&log, Position { partition: 0, offset, row }).unwrap();
+    let whole = again(1_000, 0);
+    assert_eq!(whole.next, runs(&stamps_ms, 1_000, 2_500)[0].1);
+    assert_eq!(rows(&whole)[..rows(short).len()], rows(short));
+    // A row that was found before runs were cut by times is there, wherever seconds meet.
+    let long = again(1_000, 23);
+    assert_eq!((rows(&long), long.next), (events[1_000..1_024].to_vec(), 1_024));
+    let last = again(2_490, 9);
     assert_eq!((rows(&last), last.next), (events[2_490..].to_vec(), 2_500));
     for (message, event) in messages.iter().zip(&events) {
         assert_eq!(message.payload(), Some(event.as_bytes()));
@@ -128,7 +134,7 @@ fn events_are_messages_and_rows_are_offsets() {
     await_end(&log, Topic::Verdicts, 0, 1);
     let frames = contract::all(&log, Topic::Verdicts, 0);
     assert_eq!((frames[0].payload.as_slice(), frames[0].schema_version), (&b"[1,\n2]"[..], 1));
-    let again = read_frame(&log, Topic::Verdicts, 0, 0).unwrap();
+    let again = read_frame(&log, Position::of_message(Topic::Verdicts, 0, 0)).unwrap();
     assert_eq!((again.next, again.payload.as_slice()), (1, &b"[1,\n2]"[..]));
 }
 
