@@ -129,9 +129,10 @@ pub(crate) fn run_end(offset: u64) -> u64 {
     (offset / RUN_MESSAGES + 1) * RUN_MESSAGES
 }
 
-/// The last instant of a second.
+/// The last instant of a second. Whoever wrote a message may have given it any time, in a topic
+/// that has not always had the brokers' times.
 fn second_end(at: LogTime) -> LogTime {
-    LogTime(at.0.div_euclid(SECOND_US) * SECOND_US + SECOND_US - 1)
+    LogTime(at.0.saturating_add(SECOND_US - 1 - at.0.rem_euclid(SECOND_US)))
 }
 
 impl Reader {

@@ -165,6 +165,30 @@ fn a_row_has_the_same_log_time_wherever_reading_began() {
 }
 
 #[test]
+fn a_second_ends_whatever_time_a_message_says_that_it_is() {
+    for (at, end) in [
+        (0, 999_999),
+        (999_999, 999_999),
+        (1_000_000, 1_999_999),
+        (i64::MAX - 775_808, i64::MAX - 775_808),
+        (i64::MAX - 775_807, i64::MAX),
+        (i64::MAX, i64::MAX),
+        (i64::MIN, i64::MIN + 775_807),
+    ] {
+        assert_eq!(second_end(LogTime(at)), LogTime(end), "of {at}");
+    }
+    let cluster = MockCluster::new(1).unwrap();
+    let settings = settings(&cluster, Encoding::Json);
+    // Nanoseconds where milliseconds belong.
+    let stamps_ms = [1_790_000_000_000, 1_790_000_000_000_000_000, 1_790_000_001_000];
+    write(&settings, stamps_ms.iter().map(|&stamp_ms| (stamp_ms, &b"{}"[..])));
+    let reader = Reader::open(&settings, Some(Arc::new(Sizes))).unwrap();
+    let frames = read(&reader, &settings, 0, 3);
+    let runs: Vec<_> = frames.iter().map(|frame| (frame.next, frame.log_time.0)).collect();
+    assert_eq!(runs, [(1, 1_790_000_000_999_999), (3, i64::MAX)]);
+}
+
+#[test]
 fn a_backlog_of_more_than_a_horizon_makes_nothing_late() {
     let cluster = MockCluster::new(1).unwrap();
     let settings = settings(&cluster, Encoding::Json);
