@@ -451,6 +451,7 @@ impl Config {
                 return error(format!("`kafka.{key}` is {value}; give 1s to 1h"));
             }
         }
+        self.check_encoding()?;
         self.check_cluster()?;
         self.check_changelog()?;
         self.queries.check().map_err(|e| ConfigError(e.to_string()))?;
