@@ -45,6 +45,7 @@ use trueup_sinks::{Filter, ReadEvents};
 
 use cluster::Elsewhere;
 use freshness::Freshness;
+use search::Found;
 
 /// How often it is looked at.
 const FRESHNESS_EVERY: Duration = Duration::from_millis(50);
@@ -584,7 +585,8 @@ impl Runtime for Node {
     fn event(&self, id: &str) -> Result<Option<Value>, Problem> {
         let hash = self.host.key().hash(Domain::Event, id.as_bytes());
         let as_of = self.host.engine().lag().visible;
-        let Some((position, entry, fate)) = self.find(hash)? else { return Ok(None) };
+        let Some(found) = self.find(hash)? else { return Ok(None) };
+        let Found { position, entry, fate, log_time } = found;
         let recorded = self.lives.at(position).map_err(|e| not_now(&e))?;
         let standing = entry.map_or(Standing::Absent, |entry| entry.standing);
         let why = entry.map(|entry| {
@@ -601,7 +603,7 @@ impl Runtime for Node {
         Ok(Some(json!({
             "eventId": id,
             "received": {
-                "logTime": format_rfc3339(recorded.log_time.0),
+                "logTime": format_rfc3339(log_time.unwrap_or(recorded.log_time).0),
                 "partition": position.partition,
                 "offset": position.offset,
                 "row": position.row,

@@ -15,28 +15,43 @@ use trueup_operators::{
     ledger::Entry,
     log::{Log, Topic, read_frame},
     problem::Problem,
+    time::LogTime,
 };
 
 /// Quarantined events that a search for one id looks at, newest first.
 const QUARANTINED_SEARCHED_MAX: usize = 1_000;
 
+/// Where an event is, and what became of it.
+pub(super) struct Found {
+    pub(super) position: Position,
+    /// What the ledger says of it.
+    pub(super) entry: Option<Entry>,
+    pub(super) fate: Fate,
+    /// The log time by which it was judged, where that was listed. That of its frame may be another
+    /// one: epochs keep it within their own.
+    pub(super) log_time: Option<LogTime>,
+}
+
 impl Node {
     /// Where an event is and what became of it, from the ledger or from the quarantine.
-    pub(super) fn find(
-        &self,
-        id: IdHash,
-    ) -> Result<Option<(Position, Option<Entry>, Fate)>, Problem> {
+    pub(super) fn find(&self, id: IdHash) -> Result<Option<Found>, Problem> {
         let entry = self.host.engine().lookup(id).map_err(|e| not_now(&e))?;
         if let Some(entry) = entry {
             let fate = if entry.too_late { Fate::TooLate } else { Fate::Counted };
-            return Ok(Some((entry.position, Some(entry), fate)));
+            let position = entry.position;
+            return Ok(Some(Found { position, entry: Some(entry), fate, log_time: None }));
         }
         let fates = [Fate::Quarantined];
         let newest = self.host.tables().incidents(&fates, None, None, QUARANTINED_SEARCHED_MAX);
         let newest = newest.map_err(|e| not_now(&e.to_string()))?.incidents;
         let newest = newest.into_iter().map(|(_, incident)| incident);
         let found = quarantined(self.log(), &self.lives, id, newest).map_err(|e| not_now(&e))?;
-        Ok(found.map(|incident| (incident.position, None, incident.fate)))
+        Ok(found.map(|Incident { fate, position, log_time }| Found {
+            position,
+            entry: None,
+            fate,
+            log_time: Some(log_time),
+        }))
     }
 }
 
@@ -77,7 +92,6 @@ mod tests {
         event::EventType,
         hash::Domain,
         log::{Append, append_and_wait},
-        time::LogTime,
     };
 
     #[test]

@@ -80,6 +80,19 @@ fn copies_of_an_event_in_any_partition_count_once_and_what_is_broken_is_set_asid
     assert_eq!(aside.len() as i64, broken.min(1_000));
     let says_why = |row: &Value| row["event"]["fault"].as_str().is_some_and(|why| !why.is_empty());
     assert!(aside.iter().all(says_why), "{:?}", aside.iter().find(|row| !says_why(row)));
+    // One of a time to come was judged by a log time that was listed, and its life has that one.
+    let ahead = click("ahead", now_us() + 3_600_000_000);
+    produce(&format!("{name}-events"), 0, &[ahead.to_string()]);
+    let listed = loop {
+        let aside = client.get("/v1/quarantine?limit=1").expect(200).json;
+        if aside["rows"][0]["event"]["eventId"] == "ahead" {
+            break aside["rows"][0]["logTime"].clone();
+        }
+        assert!(Instant::now() < until, "{aside}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let life = client.get("/v1/events/ahead").expect(200).json;
+    assert_eq!((&life["counted"], &life["received"]["logTime"]), (&false.into(), &listed));
     // A verdict takes one out, wherever it is.
     let one = format!("f{first}");
     client.judge(&[verdict(&one, "invalid", now_us())]).expect(202);
