@@ -1,7 +1,7 @@
 //! Events that did not count, as they are found in the log: how many came to which end, and the
-//! newest of them one by one. A server lists no more than [`INCIDENTS_MAX`] of a fate, but a log may
-//! hold any number, of copies above all: a day that was sent again is a copy in whole. So older
-//! ones are only counted.
+//! newest of them one by one. A server lists no more than [`INCIDENTS_MAX`] of a fate, but a log
+//! may hold any number, of copies above all: a day that was sent again is a copy in whole. So
+//! older ones are only counted.
 
 use std::collections::VecDeque;
 use trueup_operators::{

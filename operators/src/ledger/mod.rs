@@ -39,9 +39,10 @@
 //!    on it waits that says valid; or if a waiting verdict on it or one on its impression says
 //!    invalid; else valid.
 //! 3. *Verdicts*, when all events and verdicts of the epoch are there; the latest `decided_at`
-//!    wins, of two equal ones the later arrival, and one that loses repeats the one that won. One on the event and one on its impression stand
-//!    side by side. One whose log time is after the horizon of the event's minute changes nothing
-//!    for that event. Each event whose standing is another than before yields one difference.
+//!    wins, of two equal ones the later arrival, and one that loses repeats the one that won. One
+//!    on the event and one on its impression stand side by side. One whose log time is after the
+//!    horizon of the event's minute changes nothing for that event. Each event whose standing is
+//!    another than before yields one difference.
 //!
 //! # Limits
 //!
