@@ -256,6 +256,8 @@ impl Memory {
         let mut kept: Vec<Judged> = kept.into_iter().rev().filter(|v| needed(v)).collect();
         if !kept.is_empty() {
             kept.reverse();
+            // Nor one that repeats the one before: where it is in time, so is that one.
+            kept.dedup_by_key(|v| v.invalid);
             self.superseded.insert(*key, kept);
         }
         self.take_turn(Turn { key: *key, winner: *last });

@@ -251,6 +251,27 @@ fn a_filter_never_denies_what_it_was_told() {
     assert!(vain < 8_000, "{vain} of 100,000 are looked up in vain");
 }
 
+/// While a partition lags the frontier stands, and what a repeat supersedes may still be needed.
+#[test]
+fn a_verdict_that_is_repeated_takes_no_memory_while_the_frontier_stands() {
+    let (mut memory, key) = (Memory::new(8), [1; 16]);
+    let mut bytes_after = |repeats: std::ops::Range<i64>| {
+        for n in repeats {
+            let (worker, target, arrival) = (0, Target::Event, (n as u64, 0));
+            let (invalid, decided_at_us) = (true, 7);
+            let log_time = LogTime(START_US + n * SECOND_US);
+            let judgement =
+                Judgement { worker, target, hash: key, invalid, decided_at_us, log_time, arrival };
+            memory.settle(LogTime(START_US));
+            let judged = Judged::from(&judgement);
+            memory.remember(&key, &[judged], &LATENESS, LogTime(START_US));
+        }
+        memory.bytes()
+    };
+    let few = bytes_after(0..10);
+    assert_eq!(bytes_after(10..1_000), few);
+}
+
 /// Against all verdicts ever said, for events that keep the promise that `settle` relies on.
 #[test]
 fn a_memory_keeps_what_an_event_may_still_need() {
