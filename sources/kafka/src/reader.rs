@@ -175,7 +175,7 @@ impl Reader {
         let cursors = self.cursors(settings, range.topic, range.partition);
         let deadline = Instant::now() + ms(settings.read_timeout_ms);
         let idle = ms(settings.idle_after_ms);
-        let mut cursor = cursors.choose(range, idle);
+        let mut cursor = cursors.choose(range, cut, idle);
         cursor.go(range.from, deadline)?;
         match settings.encoding(range.topic) {
             Encoding::Batch => self.batches(&mut cursor, settings, range, deadline),
@@ -265,16 +265,19 @@ impl Reader {
 
 impl Cursors {
     /// The cursor that is to read a range. One that was never used reads ahead from wherever it is
-    /// first sent, so it is not sent to a single message.
-    fn choose(&self, range: Range, idle: Duration) -> MutexGuard<'_, Cursor> {
+    /// first sent, so it is not sent to a single message. Nor is the one that reads ahead sent back
+    /// for what is only read again, however long the run.
+    fn choose(&self, range: Range, cut: Cut, idle: Duration) -> MutexGuard<'_, Cursor> {
         let Range { from, to, .. } = range;
         let Some(live) = self.live.try_lock() else { return self.back.lock() };
         if live.stands_at(from) || live.is_new() && to - from > 1 {
             return live;
         }
         let back = self.back.lock();
-        let takes_over =
-            back.stands_at(from) && back.run >= RUN_TO_TAKE_OVER && live.used.elapsed() >= idle;
+        let takes_over = cut == Cut::Times
+            && back.stands_at(from)
+            && back.run >= RUN_TO_TAKE_OVER
+            && live.used.elapsed() >= idle;
         if takes_over { live } else { back }
     }
 }
