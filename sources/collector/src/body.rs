@@ -111,6 +111,10 @@ impl Whole {
             Chunks::One(first) => {
                 let mut joined = self.held.buffers.take(Vec::new);
                 joined.clear();
+                // One that was used before may be far larger than what has come.
+                if self.place.grow(joined.capacity()).is_err() {
+                    self.held.buffers.give(std::mem::take(&mut joined));
+                }
                 make_room(&mut joined, first.len() + chunk.len(), declared);
                 joined.extend_from_slice(first);
                 joined.extend_from_slice(&chunk);
@@ -181,19 +185,51 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn held(room_bytes: usize) -> Arc<Held> {
+        Arc::new(Held::new(Room::new(room_bytes, room_bytes, 0, 0), 1))
+    }
+
     /// The capacity of the buffer of a body that came in so many chunks of so many bytes.
     async fn capacity(chunks: usize, chunk_bytes: usize, declared: Option<usize>) -> usize {
-        let held = Arc::new(Held::new(Room::new(64 << 20, 64 << 20, 0, 0), 1));
+        buffer(&held(64 << 20), chunks, chunk_bytes, declared).await.1
+    }
+
+    /// The body, and the capacity of its buffer.
+    async fn buffer(
+        held: &Arc<Held>,
+        chunks: usize,
+        chunk_bytes: usize,
+        declared: Option<usize>,
+    ) -> (Whole, usize) {
         let bounds = Bounds { bytes_max: 16 << 20, time_max: Duration::from_secs(60) };
         let chunk = Bytes::from(vec![b'x'; chunk_bytes]);
         let sent = (0..chunks).map(move |_| Ok::<_, std::io::Error>(chunk.clone()));
         let body = Body::from_stream(futures_util::stream::iter(sent));
         let whole = held.collect(0, body, declared, bounds).await.unwrap();
         assert_eq!(whole.len(), chunks * chunk_bytes);
-        match &whole.bytes {
+        let capacity = match &whole.bytes {
             Chunks::Joined(joined) => joined.capacity(),
             Chunks::One(_) => panic!("it came as one chunk"),
-        }
+        };
+        (whole, capacity)
+    }
+
+    #[tokio::test]
+    async fn a_buffer_that_was_used_before_counts_as_large_as_it_is() {
+        let held = held(2 << 20);
+        drop(buffer(&held, 100, 10_000, Some(1_000_000)).await);
+        // It is used again, and the room knows how much it is.
+        let (small, capacity) = buffer(&held, 2, 1, None).await;
+        assert_eq!(capacity, 1_000_000);
+        let mut rest = held.room.place(0);
+        assert!(rest.grow((2 << 20) - 1_000_000 + 4096).is_err());
+        rest.grow((2 << 20) - 1_000_000 - 4096).unwrap();
+        drop(small);
+        // Where there is no room for it, a body takes one of its own.
+        let mut most = held.room.place(0);
+        most.grow(1_000_000 - 4096).unwrap();
+        let (_small, capacity) = buffer(&held, 2, 1, None).await;
+        assert!(capacity <= 64, "{capacity}");
     }
 
     #[tokio::test]
